@@ -1,0 +1,21 @@
+# Flags shared by every target; warnings are errors.
+add_library(egmla_flags INTERFACE)
+target_compile_options(egmla_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror -fno-math-errno -fno-trapping-math>)
+if(CMAKE_BUILD_TYPE STREQUAL "Release")
+  target_compile_options(egmla_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O3>)
+endif()
+if(EGMLA_NATIVE)
+  target_compile_options(egmla_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+endif()
+if(EGMLA_SANITIZE)
+  target_compile_options(egmla_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${EGMLA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -O1>)
+  target_link_options(egmla_flags INTERFACE -fsanitize=${EGMLA_SANITIZE})
+endif()
+
+find_program(EGMLA_CCACHE ccache)
+if(EGMLA_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${EGMLA_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${EGMLA_CCACHE})
+endif()

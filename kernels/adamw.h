@@ -1,0 +1,45 @@
+// The optimizer's kernels over spans of the flat parameter buffers.
+#pragma once
+
+#include "kernels/launch.h"
+
+namespace egmla {
+
+constexpr int64_t kSquareSumPartials = 1024;
+
+// partials[p] = sum of squares of a fixed part of x (f64 on the CPU, f32 on CUDA).
+// Together with GradNorm the order of summation depends on the length alone.
+struct SquareSum {
+  static constexpr const char* kName = "square_sum";
+  View partials;  // [kSquareSumPartials] f32 (f64 when x is f64)
+  View x;         // [n] master precision
+};
+
+// norm[0] = sqrt(sum(partials)).
+struct GradNorm {
+  static constexpr const char* kName = "grad_norm";
+  View norm;      // [1] as partials
+  View partials;  // [kSquareSumPartials]
+};
+
+// AdamW (Loshchilov and Hutter 2019) on one span, bias-corrected:
+//   g = grad * min(1, max_norm / norm)    (max_norm <= 0: no clipping)
+//   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   w = w - lr (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps) - lr weight_decay w
+// working (bf16) receives the rounded w when defined. A non-finite norm leaves everything unchanged.
+struct AdamW {
+  static constexpr const char* kName = "adamw";
+  View master, exp_avg, exp_avg_sq;  // [n] master precision
+  View working;                      // [n] bf16 or undefined
+  View grad;                         // [n] master precision
+  View grad_norm;                    // [1] from GradNorm
+  double max_norm = 0;
+  double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
+  int64_t step = 1;  // counted from 1
+};
+
+EGMLA_DECLARE_KERNEL(SquareSum);
+EGMLA_DECLARE_KERNEL(GradNorm);
+EGMLA_DECLARE_KERNEL(AdamW);
+
+}  // namespace egmla

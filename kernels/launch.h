@@ -1,0 +1,23 @@
+// launch(context, Kernel{...}): the one way a kernel runs. Every kernel struct names itself (kName), is plain named
+// fields, and has an overload of run() for each back end of the build; a missing twin fails at link time.
+#pragma once
+
+#include "core/context.h"
+
+namespace egmla {
+
+template <class Kernel>
+void launch(Context& context, const Kernel& kernel) {
+  context.visit([&](auto& backend) { run(backend, kernel); });
+}
+
+// Declares run() for each back end; used once per kernel struct, in its header.
+#ifdef EGMLA_WITH_CUDA
+#define EGMLA_DECLARE_KERNEL(Struct)          \
+  void run(CpuContext& context, const Struct&); \
+  void run(CudaContext& context, const Struct&)
+#else
+#define EGMLA_DECLARE_KERNEL(Struct) void run(CpuContext& context, const Struct&)
+#endif
+
+}  // namespace egmla

@@ -1,0 +1,23 @@
+// Matrix products: OpenBLAS on the CPU, cuBLASLt on CUDA.
+#pragma once
+
+#include "kernels/launch.h"
+
+namespace egmla {
+
+// out[M, N] = alpha op(a) op(b) + (accumulate ? out : 0), with row strides; op transposes when asked.
+// On CUDA a and b are bf16 (or f32) and out is bf16 or f32; accumulation is in f32. On the CPU all are f32 or all f64.
+struct Matmul {
+  static constexpr const char* kName = "matmul";
+  View out;  // [M, N]
+  View a;    // [M, K], or [K, M] when transpose_a
+  View b;    // [K, N], or [N, K] when transpose_b
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool accumulate = false;
+  double alpha = 1.0;
+};
+
+EGMLA_DECLARE_KERNEL(Matmul);
+
+}  // namespace egmla

@@ -1,0 +1,50 @@
+#include "core/context.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace egmla {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+// Sizes are rounded so that nearly equal tensors share blocks: to 64 bytes below 4 KiB, to 4 KiB above.
+size_t rounded(size_t bytes) {
+  const size_t step = bytes < 4096 ? kAlignment : 4096;
+  return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
+}
+
+}  // namespace
+
+CpuContext::~CpuContext() {
+  for (auto& [size, blocks] : free_) {
+    for (void* block : blocks) std::free(block);
+  }
+}
+
+void* CpuContext::allocate(size_t bytes) {
+  const size_t size = rounded(bytes);
+  void* data = nullptr;
+  auto& blocks = free_[size];
+  if (!blocks.empty()) {
+    data = blocks.back();
+    blocks.pop_back();
+  } else {
+    data = std::aligned_alloc(size < 4096 ? kAlignment : 4096, size);
+    check(data != nullptr, "out of memory: {} bytes asked, {} in use; lower train.micro_batch_size", size, memory_.in_use);
+    memory_.reserved += static_cast<int64_t>(size);
+  }
+  memory_.in_use += static_cast<int64_t>(size);
+  memory_.peak = std::max(memory_.peak, memory_.in_use);
+  return data;
+}
+
+void CpuContext::release(void* data, size_t bytes) {
+  const size_t size = rounded(bytes);
+  memory_.in_use -= static_cast<int64_t>(size);
+  free_[size].push_back(data);
+}
+
+void CpuContext::copy(void* target, const void* source, size_t bytes) { std::memcpy(target, source, bytes); }
+
+}  // namespace egmla

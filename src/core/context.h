@@ -1,0 +1,104 @@
+// Context: where memory lives and kernels run. One per process; a variant over the back ends of this build.
+// Memory comes from a caching pool that returns nothing while the process runs; bytes are counted.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/backends.h"
+#include "core/check.h"
+#ifdef EGMLA_WITH_CUDA
+#include "core/context_cuda.h"
+#endif
+
+namespace egmla {
+
+// Bytes handed out by a pool.
+struct MemoryUse {
+  int64_t in_use = 0;    // held by live tensors
+  int64_t peak = 0;      // largest in_use since reset_peak()
+  int64_t reserved = 0;  // taken from the system
+};
+
+// Host memory, 64-byte aligned, cached by size so that a training step allocates nothing anew.
+class CpuContext {
+ public:
+  CpuContext() = default;
+  CpuContext(const CpuContext&) = delete;
+  CpuContext& operator=(const CpuContext&) = delete;
+  ~CpuContext();
+
+  void* allocate(size_t bytes);
+  void release(void* data, size_t bytes);
+  void copy(void* target, const void* source, size_t bytes);
+  void copy_from_host(void* target, const void* source, size_t bytes) { copy(target, source, bytes); }
+  void copy_to_host(void* target, const void* source, size_t bytes) { copy(target, source, bytes); }
+  void synchronize() {}
+  const char* name() const { return "cpu"; }
+  MemoryUse& memory() { return memory_; }
+
+ private:
+  std::map<size_t, std::vector<void*>> free_;  // rounded size -> blocks
+  MemoryUse memory_;
+};
+
+class Context {
+ public:
+#ifdef EGMLA_WITH_CUDA
+  using Backend = std::variant<CpuContext, CudaContext>;
+#else
+  using Backend = std::variant<CpuContext>;
+#endif
+
+  // The host. Cheap to make; tensors hold a pointer to their context, so it must outlive them.
+  Context() = default;
+#ifdef EGMLA_WITH_CUDA
+  // The CUDA device with this ordinal. Raises when there is none.
+  explicit Context(CudaDevice device) : backend_(std::in_place_type<CudaContext>, device) {}
+#endif
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  bool is_cpu() const { return std::holds_alternative<CpuContext>(backend_); }
+  const char* name() {
+    return visit([](auto& backend) { return backend.name(); });
+  }
+  void* allocate(size_t bytes) {
+    return visit([&](auto& backend) { return backend.allocate(bytes); });
+  }
+  void release(void* data, size_t bytes) {
+    visit([&](auto& backend) { backend.release(data, bytes); });
+  }
+  // Device to device, in stream order.
+  void copy(void* target, const void* source, size_t bytes) {
+    visit([&](auto& backend) { backend.copy(target, source, bytes); });
+  }
+  // Blocks until the copy is done.
+  void copy_from_host(void* target, const void* source, size_t bytes) {
+    visit([&](auto& backend) { backend.copy_from_host(target, source, bytes); });
+  }
+  // Blocks until the copy is done.
+  void copy_to_host(void* target, const void* source, size_t bytes) {
+    visit([&](auto& backend) { backend.copy_to_host(target, source, bytes); });
+  }
+  void synchronize() {
+    visit([](auto& backend) { backend.synchronize(); });
+  }
+  MemoryUse& memory() {
+    return visit([](auto& backend) -> MemoryUse& { return backend.memory(); });
+  }
+
+  template <class F>
+  decltype(auto) visit(F&& function) {
+    return std::visit(std::forward<F>(function), backend_);
+  }
+
+ private:
+  Backend backend_;
+};
+
+}  // namespace egmla

@@ -1,0 +1,42 @@
+// The CUDA back end's context. CUDA's own types stay out of this header.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace egmla {
+
+struct MemoryUse;
+
+struct CudaDevice {
+  int ordinal = 0;
+};
+
+class CudaContext {
+ public:
+  explicit CudaContext(CudaDevice device);
+  CudaContext(const CudaContext&) = delete;
+  CudaContext& operator=(const CudaContext&) = delete;
+  ~CudaContext();
+
+  void* allocate(size_t bytes);
+  void release(void* data, size_t bytes);
+  void copy(void* target, const void* source, size_t bytes);
+  void copy_from_host(void* target, const void* source, size_t bytes);
+  void copy_to_host(void* target, const void* source, size_t bytes);
+  void synchronize();
+  const char* name() const;  // the card's name
+  MemoryUse& memory();
+
+  // What the back end's own files need (streams, cuBLASLt handle); defined in core/cuda_state.h.
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+// Number of usable CUDA devices; 0 without a driver.
+int cuda_device_count();
+
+}  // namespace egmla

@@ -1,0 +1,29 @@
+#include "core/tensor.h"
+
+#include <cstring>
+
+namespace egmla {
+
+Tensor Tensor::empty(Context& context, const Shape& shape, DType dtype) {
+  Tensor out;
+  const size_t bytes = static_cast<size_t>(shape.elements()) * size_of(dtype);
+  void* data = context.allocate(bytes);
+  out.storage_ = std::shared_ptr<Storage>(new Storage{&context, data, bytes});
+  out.view_ = make_view(data, shape, dtype);
+  return out;
+}
+
+Tensor Tensor::zeros(Context& context, const Shape& shape, DType dtype) {
+  Tensor out = empty(context, shape, dtype);
+  const std::vector<char> zero(out.view_.bytes(), 0);
+  context.copy_from_host(out.view_.data, zero.data(), zero.size());
+  return out;
+}
+
+Tensor Tensor::reshaped(const Shape& shape) const {
+  check(view_.contiguous(), "tensor: reshape needs a contiguous tensor, shape {}", view_.shape.text());
+  check(shape.elements() == view_.elements(), "tensor: cannot reshape {} to {}", view_.shape.text(), shape.text());
+  return with_view(make_view(view_.data, shape, view_.dtype));
+}
+
+}  // namespace egmla
