@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/launch.h"
+#include "kernels/norm.h"
 
 namespace egmla {
 
