@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <filesystem>
+#include <tuple>
 
 #include "io/files.h"
 #include "io/seal.h"
@@ -89,6 +90,7 @@ class Access {
   enum class Direction : uint8_t { read, write };
 
   Access(std::string path, Direction direction) : path_(std::move(path)), direction_(direction) {
+    H5dont_atexit();                              // see ~Writer; counts only before the first other call
     H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // failures are reported by us, not printed by the library
   }
 
@@ -131,7 +133,7 @@ class Handle {
   }
 
   operator hid_t() const { return id_; }  // NOLINT: HDF5's calls take the bare identifier
-  herr_t close() { return close_(std::exchange(id_, H5I_INVALID_HID)); }
+  hid_t abandon() { return std::exchange(id_, H5I_INVALID_HID); }
 
  private:
   hid_t id_;
@@ -153,6 +155,12 @@ class Writer {
   Writer(const std::string& path, const std::string& temporary)
       : access_(path, Access::Direction::write), temporary_(temporary), file_(create(), H5Fclose) {}
 
+  // HDF5 1.10 crashes when it closes a file it cannot write, now or at the process's end. After a failure the
+  // identifier is therefore abandoned, and only the disk space is given back.
+  ~Writer() {
+    if (file_.abandon() >= 0) std::ignore = ::truncate(temporary_.c_str(), 0);
+  }
+
   void write(const CheckpointContents& contents) {
     reserve(contents);
     set_attribute(file_, "format", H5T_STD_I64LE, H5T_NATIVE_INT64, kFormat);
@@ -169,7 +177,10 @@ class Writer {
 
   // Where the tensors lie in the file; their checksums guard those bytes, the seal all others.
   const std::vector<FileSpan>& tensor_spans() const { return spans_; }
-  void close() { access_.done(file_.close(), "closing the file"); }
+  void close() {
+    access_.done(H5Fflush(file_, H5F_SCOPE_GLOBAL), "flushing the file");
+    access_.done(H5Fclose(file_.abandon()), "closing the file");
+  }
 
  private:
   hid_t create() const {
@@ -177,7 +188,6 @@ class Writer {
     // The 1.10 format: its metadata blocks carry checksums of their own.
     H5Pset_libver_bounds(properties, H5F_LIBVER_V110, H5F_LIBVER_V110);
     H5Pset_file_locking(properties, false, true);  // the temporary name is ours alone; some file systems lack locks
-    H5dont_atexit();  // a file that could not be closed on a full disk must not trouble the process's end
     const hid_t file = H5Fcreate(temporary_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, properties);
     return access_.valid(file, "creating the file");
   }

@@ -42,9 +42,14 @@ class File {
   }
 
   void write(const void* source, uint64_t bytes, uint64_t at) const {
-    const ssize_t put = ::pwrite(fd_, source, bytes, static_cast<off_t>(at));
-    check(put == static_cast<ssize_t>(bytes), "{}: writing the seal failed: {}; free space there", path_,
-          put < 0 ? system_error_text() : "short write");
+    const char* next = static_cast<const char*>(source);
+    while (bytes > 0) {
+      const ssize_t put = ::pwrite(fd_, next, bytes, static_cast<off_t>(at));
+      check(put > 0, "{}: writing the seal failed: {}; free space there", path_, system_error_text());
+      next += put;
+      at += static_cast<uint64_t>(put);
+      bytes -= static_cast<uint64_t>(put);
+    }
   }
 
  private:
@@ -79,7 +84,7 @@ void append_seal(const std::string& path, std::vector<FileSpan> exempt) {
   uint64_t end = std::filesystem::file_size(path);
   Footer footer{.spans = exempt.size()};
   const auto put = [&](const void* data, uint64_t bytes) {
-    if (bytes > 0) file.write(data, bytes, end);
+    file.write(data, bytes, end);
     end += bytes;
   };
   put(exempt.data(), exempt.size() * sizeof(FileSpan));
