@@ -208,7 +208,7 @@ TEST(ProgressLine, ShortensCounts) {
   EXPECT_EQ(format_count(99960), "100k");
   EXPECT_EQ(format_count(999600), "1.00M");
   EXPECT_EQ(format_count(3.4e6), "3.40M");
-  EXPECT_EQ(format_count(50e9), "50.0G");
+  EXPECT_EQ(format_count(50e9), "50.0B");
   EXPECT_EQ(format_count(std::nan("")), "-");
 }
 

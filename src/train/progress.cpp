@@ -10,7 +10,7 @@ namespace egmla {
 
 std::string format_count(double value) {
   if (!std::isfinite(value)) return "-";
-  constexpr std::array<const char*, 5> kUnits = {"", "k", "M", "G", "T"};
+  constexpr std::array<const char*, 5> kUnits = {"", "k", "M", "B", "T"};
   size_t unit = 0;
   // 999.5 would print as 1000, so it already takes the next unit.
   for (; std::abs(value) >= 999.5 && unit + 1 < kUnits.size(); ++unit) value /= 1000.0;

@@ -21,7 +21,7 @@ struct Progress {
 // "step  120/2000   6.0%  loss 3.2154  lr 6.00e-04  norm 0.84  12.3k tok/s  mfu 41.2%  2m05s left"
 std::string progress_line(const Progress& progress);
 
-// Three significant digits: "950", "1.20k", "34.5M", "1.07G".
+// Three significant digits: "950", "1.20k", "34.5M", "1.07B".
 std::string format_count(double value);
 
 // The two largest units: "7s", "2m05s", "3h07m", "4d02h".
