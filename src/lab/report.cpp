@@ -1,6 +1,7 @@
 #include "lab/report.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 
@@ -53,7 +54,7 @@ std::string tick_number(double value) {
   return fmt::format("{:g}e{}", value / std::pow(10.0, power), power);
 }
 
-// Charts over tokens; `width` 0 stands for the page's full width.
+// A chart over tokens, as wide as the page or as a phone.
 Chart token_chart(std::string title, std::string y_label, bool wide) {
   Chart chart;
   chart.description = std::move(title);
@@ -66,10 +67,12 @@ Chart token_chart(std::string title, std::string y_label, bool wide) {
   return chart;
 }
 
-// The start of training lies far above the rest; what the first fiftieth of the tokens shows is cut off.
+// The start of training lies far above the rest, and so may the worst of many runs: what the first fiftieth of the
+// tokens and the uncoloured runs show above the others is cut off.
 double loss_ceiling(const std::vector<RunData>& runs) {
   double ceiling = 0.0;
-  for (const RunData& run : runs) {
+  for (size_t rank = 0; rank < runs.size() && color_of(rank) > 0; ++rank) {
+    const RunData& run = runs[rank];
     const std::vector<Point> points = thin_out(train_loss(run), 400);
     const double start = points.back().x * 0.02;
     for (const Point& point : points) {
@@ -89,7 +92,7 @@ void add_reference(Chart& chart, const std::vector<RunData>& runs) {
 
 // Both losses of a single run, named at the lines' ends.
 Chart single_loss_chart(const RunData& run, bool wide) {
-  Chart chart = token_chart("Training and validation loss against tokens", "loss, nats per token", wide);
+  Chart chart = token_chart("Training and validation loss against tokens", "nats per token", wide);
   const std::vector<Point> train = train_loss(run), validation = val_loss(run);
   chart.series.push_back({"", thin_out(train, wide ? 1000 : 350), 1, SeriesStyle::faint});
   chart.series.push_back({"training", thin_out(train, wide ? 120 : 60), 1, SeriesStyle::line});
@@ -112,22 +115,27 @@ Chart chart_of_runs(Chart chart, const std::vector<RunData>& runs, Curve points_
   return chart;
 }
 
+// A long name keeps its beginning and its end.
+std::string shortened(const std::string& name) {
+  constexpr size_t kKept = 13;
+  return name.size() <= 2 * kKept ? name : name.substr(0, kKept) + "\u2026" + name.substr(name.size() - kKept);
+}
+
 // Names at the lines' ends where there is room for them.
 void name_series(Chart& chart, const std::vector<RunData>& runs) {
   for (size_t rank = 0; rank < std::min<size_t>(runs.size(), kChartColors); ++rank) {
-    chart.series[runs.size() - 1 - rank].label = runs[rank].name;
+    chart.series[runs.size() - 1 - rank].label = shortened(runs[rank].name);
   }
 }
 
 Chart loss_chart_of_runs(const std::vector<RunData>& runs, bool validation, bool wide) {
-  const std::string title = validation ? "Validation loss against tokens" : "Training loss against tokens";
-  Chart chart =
-      token_chart(title, validation ? "validation loss, nats per token" : "training loss, nats per token", wide);
+  Chart chart = token_chart(validation ? "Validation loss against tokens" : "Training loss against tokens",
+                            "nats per token", wide);
   const size_t points = wide ? 200 : 80;
   chart = validation ? chart_of_runs(std::move(chart), runs, val_loss, points, SeriesStyle::dotted)
                      : chart_of_runs(std::move(chart), runs, train_loss, points, SeriesStyle::line);
   chart.y_max = loss_ceiling(runs);
-  if (validation) add_reference(chart, runs);
+  if (!validation) add_reference(chart, runs);  // the validation chart shows the differences, at their scale
   if (wide) name_series(chart, runs);
   return chart;
 }
@@ -165,7 +173,7 @@ std::string small_figure(const std::vector<RunData>& runs, const std::string& ti
 std::string small_figures(const std::vector<RunData>& runs) {
   using Known = std::optional<double>;
   return "<div class=\"small\">\n" +
-         small_figure(runs, "Learning rate", "per step", [](const MetricsRow& row) { return Known(row.lr); }) +
+         small_figure(runs, "Learning rate", "", [](const MetricsRow& row) { return Known(row.lr); }) +
          small_figure(
              runs, "Gradient norm", "before clipping", [](const MetricsRow& row) { return Known(row.grad_norm); },
              spike_ceiling(runs)) +
@@ -187,7 +195,6 @@ std::string loss_figures(const std::vector<RunData>& runs) {
   const auto validated = [](const RunData& run) { return run.final_val_loss().has_value(); };
   if (std::any_of(runs.begin(), runs.end(), validated)) {
     out += figure("Validation loss", wide_and_narrow([&](bool wide) { return loss_chart_of_runs(runs, true, wide); }));
-    out += "<div style=\"height:1.75rem\"></div>";
   }
   return out +
          figure("Training loss", wide_and_narrow([&](bool wide) { return loss_chart_of_runs(runs, false, wide); }));
@@ -243,10 +250,11 @@ std::string html_page(const std::vector<RunData>& runs) {
       "<title>" +
       title + "</title>\n<style>" + kReportStyle + "</style>\n</head>\n<body>\n";
   page += "<h1>" + title + "</h1>\n<p class=\"lead\">" + escape_html(summary_sentence(runs)) + "</p>\n";
-  page += legend(runs) + "<h2>Curves</h2>\n" + loss_figures(runs) + small_figures(runs);
+  page += legend(runs) + "<div class=\"large\">\n" + loss_figures(runs) + "</div>\n" + small_figures(runs);
   page +=
-      "<p class=\"note\">Each point is the mean of neighbouring steps. The first steps' loss and the rarest spikes "
-      "of the gradient norm may lie above their charts.</p>\n";
+      "<p class=\"note\">Each point is the mean of neighbouring steps. Lines that leave a chart at its top go on "
+      "above: "
+      "the loss of the first steps, rare spikes of the gradient norm, runs far behind the best.</p>\n";
   page += "<h2>" + std::string(runs.size() == 1 ? "The run" : "Runs") + "</h2>\n" + table(summary_table(runs));
   if (!differing_keys(runs).empty()) page += "<h2>What differs</h2>\n" + table(difference_table(runs));
   page += texts(runs, "Samples", &RunData::samples) + texts(runs, "Configuration", &RunData::config_yaml);

@@ -31,6 +31,7 @@ p { margin: .3rem 0; max-width: 46rem; }
 .lead { color: var(--soft); }
 .note { color: var(--soft); font-size: .85rem; }
 figure { margin: 0; break-inside: avoid; }
+.large { display: grid; gap: 2rem; margin-top: 2rem; }
 .small { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 2rem 1.75rem;
   margin-top: 2.25rem; }
 svg { display: block; width: 100%; height: auto; }

@@ -10,13 +10,14 @@
 namespace egmla {
 namespace {
 
-constexpr double kFont = 12.0;      // matches the style sheet's svg text
-constexpr double kLetter = 0.56;    // mean width of a letter in units of the font's size
+constexpr double kFont = 12.0;    // matches the style sheet's svg text
+constexpr double kLetter = 0.58;  // mean width of a letter in units of the font's size
+constexpr double kBoldLetter = 0.68;
 constexpr double kLabelGap = 14.0;  // least distance between labels at line ends
 constexpr double kTop = 26.0, kBottom = 40.0;
 
-double text_width(const std::string& text) {
-  return kLetter * kFont * static_cast<double>(text.size());
+double text_width(const std::string& text, double letter = kLetter) {
+  return letter * kFont * static_cast<double>(text.size());
 }
 
 struct Range {
@@ -50,13 +51,15 @@ class Layout {
     }
     if (chart.y_max && *chart.y_max > y_.low) y_.high = std::min(y_.high, *chart.y_max);
     if (chart.reference) y_.include(chart.reference->y);
-    if (x_.low > x_.high || x_.low == x_.high) x_.widen(0.0);
+    x_.include(0.0);
+    if (x_.low == x_.high) x_.widen(0.0);
     y_.widen(0.05);
     if (chart.y_min) y_.low = *chart.y_min;
     y_ticks_ = nice_ticks(y_.low, y_.high, chart.height > 330 ? 7 : 5);
     double tick_width = 0.0, label_width = 0.0;
     for (double tick : y_ticks_) tick_width = std::max(tick_width, text_width(chart.y_text(tick)));
-    for (const Series& series : chart.series) label_width = std::max(label_width, text_width(series.label));
+    for (const Series& series : chart.series)
+      label_width = std::max(label_width, text_width(series.label, kBoldLetter));
     left = tick_width + 10.0;
     right = chart.width - (label_width > 0.0 ? label_width + 12.0 : 14.0);
     bottom = chart.height - kBottom;
@@ -173,11 +176,10 @@ std::vector<double> nice_ticks(double low, double high, int count) {
 }
 
 std::vector<Point> thin_out(const std::vector<Point>& points, size_t count) {
-  if (points.size() <= count || count < 2) return points;
+  if (points.size() <= count || count == 0) return points;
   std::vector<Point> out;
-  const size_t inner = points.size() - 1, groups = count - 1;
-  for (size_t group = 0; group < groups; ++group) {
-    const size_t begin = group * inner / groups, end = (group + 1) * inner / groups;
+  for (size_t group = 0; group < count; ++group) {
+    const size_t begin = group * points.size() / count, end = (group + 1) * points.size() / count;
     Point sum;
     double used = 0.0;
     for (size_t i = begin; i < end; ++i) {
@@ -187,7 +189,7 @@ std::vector<Point> thin_out(const std::vector<Point>& points, size_t count) {
     }
     if (used > 0.0) out.push_back({sum.x / used, sum.y / used});
   }
-  out.push_back(points.back());
+  if (!out.empty()) out.back().x = points.back().x;
   return out;
 }
 

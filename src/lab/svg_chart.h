@@ -47,7 +47,7 @@ std::string svg_chart(const Chart& chart);
 // About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high].
 std::vector<double> nice_ticks(double low, double high, int count);
 
-// At most `count` points: means over equal numbers of neighbours; the last point stays exact.
+// At most `count` points: means over equal numbers of neighbours. The last one stands at the last x.
 std::vector<Point> thin_out(const std::vector<Point>& points, size_t count);
 
 // Text made safe for HTML and SVG; bytes that are no UTF-8 become U+FFFD.
