@@ -56,7 +56,7 @@ svg .t5 { fill: var(--c5); } svg .t6 { fill: var(--c6); } svg .t7 { fill: var(--
 .b3 { background: var(--c3); } .b4 { background: var(--c4); } .b5 { background: var(--c5); }
 .b6 { background: var(--c6); } .b7 { background: var(--c7); } .b8 { background: var(--c8); }
 .key { display: inline-block; width: .9em; height: .22em; border-radius: .11em; vertical-align: .28em;
-  margin-right: .5em; }
+  margin-right: .5em; print-color-adjust: exact; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; font-size: .85rem; margin: .9rem 0 0; padding: 0;
   list-style: none; }
 .scroll { overflow-x: auto; }
@@ -80,7 +80,10 @@ summary { cursor: pointer; font-size: .92rem; }
   :root { color-scheme: light; --page: #fff; --ink: #000; --soft: #444; --rule: #999; --grid: #ddd; --panel: #fff;
     --c0: #b3b8c0; --c1: #0072b2; --c2: #d55e00; --c3: #009270; --c4: #b8578f; --c5: #3a9bd0; --c6: #b97e00;
     --c7: #7a5c3e; --c8: #4b5563; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  html { font-size: 9pt; }
+  body { max-width: none; padding: 0; }
+  .scroll { overflow: visible; }
+  th, td { white-space: normal; padding-right: .6rem; }
   .narrow { display: none; }
   .wide { display: block; }
   .small { grid-template-columns: repeat(3, 1fr); gap: 1rem; }
