@@ -1,0 +1,100 @@
+// The tape: a vector of nodes in the order ops ran; backward is one reverse loop that drops each node once consumed.
+// The tape alone adds up activation gradients. It lives for one micro-step; an inference tape records nothing.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace egmla {
+
+class Tape;
+using VarId = int32_t;
+constexpr VarId kNoGrad = -1;
+
+// A tensor on a tape. `id` names its gradient; kNoGrad for constants.
+struct Var {
+  Tensor value;
+  Tape* tape = nullptr;
+  VarId id = kNoGrad;
+
+  const Shape& shape() const { return value.shape(); }
+  const View& view() const { return value.view(); }
+  Context& context() const { return value.context(); }
+};
+
+class Tape {
+ public:
+  enum class Mode { record, inference };
+  // A backward closure reads the gradients of its outputs with take() and hands on those of its inputs with write() or give().
+  using Backward = std::function<void(Tape&)>;
+  // A window onto a tensor, applied alike to a value and to its gradient.
+  using Window = std::function<View(const View&)>;
+
+  explicit Tape(Context& context, Mode mode = Mode::record) : context_(&context), mode_(mode) {}
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  bool recording() const { return mode_ == Mode::record; }
+  Context& context() const { return *context_; }
+
+  // A leaf without gradient, and one whose gradient is kept after backward (grad_of).
+  Var constant(const Tensor& value) { return {value, this, kNoGrad}; }
+  Var variable(const Tensor& value);
+  // An op's result. On an inference tape it is a constant.
+  Var output(const Tensor& value);
+
+  // Appends a node. `op` is the op's name in errors, profiles and test coverage.
+  void record(const char* op, Backward backward);
+  // Windows onto x whose gradients are windows onto one gradient of x; together they must cover x once.
+  std::vector<Var> windows(const Var& x, const std::vector<Window>& windows);
+
+  // Runs the tape backward from `root` with gradient `seed` (undefined: the root's op has scaled its gradient itself).
+  void backward(const Var& root, const Tensor& seed = {});
+  // The same from several roots at once.
+  void backward(const std::vector<std::pair<Var, Tensor>>& roots);
+
+  // For closures. has(id): some later op gave a gradient. take(id): the gradient, removed from the tape.
+  bool has(VarId id) const { return id != kNoGrad && slots_[index(id)].filled; }
+  Tensor take(VarId id);
+  // The gradient left in place, for ops that change a value in place.
+  const Tensor& peek(VarId id) const { return slots_[index(id)].grad; }
+  // Calls fill(View) with memory to overwrite with the gradient of `id`; nothing happens for constants.
+  void write(VarId id, const std::function<void(const View&)>& fill);
+  // Hands over a whole gradient tensor; two variables may be given the same one.
+  void give(VarId id, const Tensor& grad);
+
+  // The gradient of a leaf after backward; undefined when nothing reached it.
+  Tensor grad_of(const Var& leaf) const { return slots_[index(leaf.id)].grad; }
+  // Names of the recorded ops, in order; kept when nodes are dropped.
+  const std::vector<const char*>& op_names() const { return names_; }
+
+ private:
+  struct Slot {
+    Shape shape;
+    DType dtype = DType::f32;
+    Tensor grad;
+    bool filled = false;
+    VarId parent = kNoGrad;  // windows: whose gradient this one is a part of
+    Window window;
+  };
+  struct Node {
+    const char* op;
+    Backward backward;
+  };
+
+  static size_t index(VarId id) { return static_cast<size_t>(id); }
+  VarId add_slot(const View& value);
+  Tensor& buffer(VarId id);  // the memory of a gradient, allocated on first use
+  void add_to(VarId id, const Tensor& grad);
+
+  Context* context_;
+  Mode mode_;
+  std::vector<Slot> slots_;
+  std::vector<Node> nodes_;
+  std::vector<const char*> names_;
+};
+
+}  // namespace egmla

@@ -1,0 +1,49 @@
+// y = x W^T;  dx = dy W;  dW += dy^T x, summed by the product itself (beta = 1).
+#include "kernels/matmul.h"
+#include "kernels/elementwise.h"
+#include "ops/ops.h"
+
+namespace egmla::ops {
+
+Var linear(const Var& x, Parameter& weight) {
+  const View& w = weight.value;
+  check(w.rank() == 2 && x.shape().rank() >= 2 && x.shape().back() == w.size(1),
+        "linear: x must be [...,K] and weight [M,K]; x is {}, weight is {}", x.shape().text(), w.shape.text());
+  Tape& tape = *x.tape;
+  Shape shape = x.shape();
+  shape[-1] = w.size(0);
+  Tensor out = Tensor::empty(tape.context(), shape, w.dtype);
+  launch(tape.context(), Matmul{.out = out.view().as_matrix(), .a = x.view().as_matrix(), .b = w, .transpose_b = true});
+  Var y = tape.output(out);
+  if (tape.recording()) {
+    tape.record("linear", [x = x.value, x_id = x.id, parameter = &weight, id = y.id](Tape& t) {
+      const Tensor dy = t.take(id);
+      const View d = dy.view().as_matrix();
+      launch(t.context(), Matmul{.out = parameter->grad,
+                                 .a = d,
+                                 .b = x.view().as_matrix(),
+                                 .transpose_a = true,
+                                 .accumulate = parameter->accumulate()});
+      t.write(x_id, [&](const View& dx) { launch(t.context(), Matmul{.out = dx.as_matrix(), .a = d, .b = parameter->value}); });
+    });
+  }
+  return y;
+}
+
+Var add(const Var& a, const Var& b) {
+  check(a.shape() == b.shape(), "add: shapes must agree; a is {}, b is {}", a.shape().text(), b.shape().text());
+  Tape& tape = *a.tape;
+  Tensor out = Tensor::empty(tape.context(), a.shape(), a.value.dtype());
+  launch(tape.context(), Add{.out = out.view(), .a = a.view(), .b = b.view()});
+  Var y = tape.output(out);
+  if (tape.recording()) {
+    tape.record("add", [a_id = a.id, b_id = b.id, id = y.id](Tape& t) {
+      const Tensor dy = t.take(id);
+      t.give(a_id, dy);
+      t.give(b_id, dy);
+    });
+  }
+  return y;
+}
+
+}  // namespace egmla::ops

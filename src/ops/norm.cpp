@@ -1,0 +1,126 @@
+#include "kernels/norm.h"
+
+#include "ops/ops.h"
+
+namespace egmla::ops {
+namespace {
+
+DType statistics_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+void check_norm(const Var& x, const Parameter& weight, const Parameter* bias) {
+  const char* op = bias ? "layer_norm" : "rms_norm";
+  check(weight.value.shape == Shape{x.shape().back()}, "{}: weight must be [C]; x is {}, weight is {}", op, x.shape().text(),
+        weight.value.shape.text());
+  check(!bias || bias->value.shape == weight.value.shape, "{}: bias must be [C]; x is {}, bias is {}", op, x.shape().text(),
+        bias ? bias->value.shape.text() : "");
+}
+
+struct Saved {
+  Tensor x, mean, rstd;
+};
+
+// Runs the forward kernel; `residual` and `sum` are undefined views without a residual.
+Saved forward(const Tensor& out, const Tensor& x, const View& residual, const Tensor& sum, Parameter& weight, Parameter* bias,
+              double eps) {
+  Context& context = x.context();
+  const int64_t rows = x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
+  Saved saved{sum.defined() ? sum : x, {}, Tensor::empty(context, {rows}, statistics_dtype(x.dtype()))};
+  const View sum_view = sum.defined() ? sum.view() : View{};
+  if (!bias) {
+    launch(context, RmsNormForward{.out = out.view(),
+                                   .rstd = saved.rstd.view(),
+                                   .residual_out = sum_view,
+                                   .x = x.view(),
+                                   .residual = residual,
+                                   .weight = weight.value,
+                                   .eps = eps});
+    return saved;
+  }
+  saved.mean = Tensor::empty(context, {rows}, statistics_dtype(x.dtype()));
+  launch(context, LayerNormForward{.out = out.view(),
+                                   .mean = saved.mean.view(),
+                                   .rstd = saved.rstd.view(),
+                                   .residual_out = sum_view,
+                                   .x = x.view(),
+                                   .residual = residual,
+                                   .weight = weight.value,
+                                   .bias = bias->value,
+                                   .eps = eps});
+  return saved;
+}
+
+// dx = norm'(dy) + residual_grad.
+void backward(Context& context, const View& dx, const Saved& saved, const View& dy, const View& residual_grad, Parameter& weight,
+              Parameter* bias) {
+  const int64_t C = saved.x.shape().back();
+  if (!bias) {
+    const Tensor partials = Tensor::empty(context, {kNormPartials, C}, weight.grad.dtype);
+    return launch(context, RmsNormBackward{.x_grad = dx,
+                                           .weight_grad = weight.grad,
+                                           .partials = partials.view(),
+                                           .out_grad = dy,
+                                           .residual_grad = residual_grad,
+                                           .x = saved.x.view(),
+                                           .rstd = saved.rstd.view(),
+                                           .weight = weight.value,
+                                           .accumulate = weight.accumulate()});
+  }
+  const Tensor partials = Tensor::empty(context, {kNormPartials, 2, C}, weight.grad.dtype);
+  bias->accumulate();
+  launch(context, LayerNormBackward{.x_grad = dx,
+                                    .weight_grad = weight.grad,
+                                    .bias_grad = bias->grad,
+                                    .partials = partials.view(),
+                                    .out_grad = dy,
+                                    .residual_grad = residual_grad,
+                                    .x = saved.x.view(),
+                                    .mean = saved.mean.view(),
+                                    .rstd = saved.rstd.view(),
+                                    .weight = weight.value,
+                                    .accumulate = weight.accumulate()});
+}
+
+}  // namespace
+
+Var norm(const Var& x, Parameter& weight, Parameter* bias, double eps) {
+  check_norm(x, weight, bias);
+  Tape& tape = *x.tape;
+  Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
+  Saved saved = forward(out, x.value, View{}, Tensor{}, weight, bias, eps);
+  Var y = tape.output(out);
+  if (tape.recording()) {
+    tape.record(bias ? "layer_norm" : "rms_norm", [saved, w = &weight, bias, x_id = x.id, id = y.id](Tape& t) {
+      const Tensor dy = t.take(id);
+      if (x_id == kNoGrad) {
+        const Tensor unused = Tensor::empty(t.context(), saved.x.shape(), dy.dtype());
+        return backward(t.context(), unused.view(), saved, dy.view(), View{}, *w, bias);
+      }
+      t.write(x_id, [&](const View& dx) { backward(t.context(), dx, saved, dy.view(), View{}, *w, bias); });
+    });
+  }
+  return y;
+}
+
+std::pair<Var, Var> add_norm(const Var& x, const Var& delta, Parameter& weight, Parameter* bias, double eps) {
+  check_norm(x, weight, bias);
+  check(x.shape() == delta.shape(), "add_norm: shapes must agree; x is {}, delta is {}", x.shape().text(), delta.shape().text());
+  Tape& tape = *x.tape;
+  Tensor sum = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
+  Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
+  Saved saved = forward(out, x.value, delta.view(), sum, weight, bias, eps);
+  Var r = tape.output(sum), y = tape.output(out);
+  if (tape.recording()) {
+    tape.record(bias ? "add_layer_norm" : "add_rms_norm",
+                [saved, w = &weight, bias, x_id = x.id, delta_id = delta.id, r_id = r.id, id = y.id](Tape& t) {
+                  const Tensor dy = t.take(id);
+                  const Tensor dr = t.has(r_id) ? t.take(r_id) : Tensor{};
+                  // The sum's gradient overwrites dy; both summands share it.
+                  backward(t.context(), dy.view(), saved, dy.view(), dr.defined() ? dr.view() : View{}, *w, bias);
+                  t.give(x_id, dy);
+                  t.give(delta_id, dy);
+                });
+  }
+  return {r, y};
+}
+
+}  // namespace egmla::ops
