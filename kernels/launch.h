@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/view.h"
 
 namespace egmla {
 

@@ -63,6 +63,12 @@ class Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
+  // Calls function with the back end.
+  template <class F>
+  decltype(auto) visit(F&& function) {
+    return std::visit(std::forward<F>(function), backend_);
+  }
+
   bool is_cpu() const { return std::holds_alternative<CpuContext>(backend_); }
   const char* name() {
     return visit([](auto& backend) { return backend.name(); });
@@ -90,11 +96,6 @@ class Context {
   }
   MemoryUse& memory() {
     return visit([](auto& backend) -> MemoryUse& { return backend.memory(); });
-  }
-
-  template <class F>
-  decltype(auto) visit(F&& function) {
-    return std::visit(std::forward<F>(function), backend_);
   }
 
  private:
