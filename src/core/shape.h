@@ -41,11 +41,7 @@ class Shape {
   }
 
   // "[4,128,768]"
-  std::string text() const {
-    std::string out = "[";
-    for (int i = 0; i < rank_; ++i) out += (i ? "," : "") + std::to_string((*this)[i]);
-    return out + "]";
-  }
+  std::string text() const { return fmt::format("[{}]", fmt::join(extents_.begin(), extents_.begin() + rank_, ",")); }
 
  private:
   // Negative indices count from the end.

@@ -5,14 +5,15 @@
 
 namespace egmla::ops {
 
-Var gate(const Var& u, const Var& g, const ParameterWindow& weight, const ParameterWindow& bias, const GateOptions& options) {
+Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const GateOptions& options) {
   const bool normed = options.norm != GateNorm::none;
   check(u.shape().rank() == 4 && u.shape() == g.shape(), "gate: u and g must be [B,T,H,w] alike; u is {}, g is {}",
         u.shape().text(), g.shape().text());
   const int64_t N = u.shape()[0] * u.shape()[1], H = u.shape()[2], w = u.shape()[3];
-  check(!normed || (weight.value().shape == Shape{H, w} && bias.value().shape == Shape{H, w}),
-        "gate: norm weight and bias must be [{},{}]; weight is {}, bias is {}", H, w, normed ? weight.value().shape.text() : "",
-        normed ? bias.value().shape.text() : "");
+  check(normed == (weight && bias), "gate: a norm needs weight and bias, no norm takes neither");
+  check(!normed || (weight->value.shape == Shape{H, w} && bias->value.shape == Shape{H, w}),
+        "gate: norm weight and bias must be [{},{}]; weight is {}, bias is {}", H, w, normed ? weight->value.shape.text() : "",
+        normed ? bias->value.shape.text() : "");
   Tape& tape = *u.tape;
   Context& context = tape.context();
   const DType statistics = u.value.dtype() == DType::f64 ? DType::f64 : DType::f32;
@@ -32,8 +33,8 @@ Var gate(const Var& u, const Var& g, const ParameterWindow& weight, const Parame
                               .rstd = rstd.view(),
                               .u = rows(u.view()),
                               .g = rows(g.view()),
-                              .weight = normed ? weight.value() : View{},
-                              .bias = normed ? bias.value() : View{},
+                              .weight = normed ? weight->value : View{},
+                              .bias = normed ? bias->value : View{},
                               .offset = options.offset,
                               .eps = options.eps,
                               .activation = options.activation,
@@ -59,13 +60,13 @@ Var gate(const Var& u, const Var& g, const ParameterWindow& weight, const Parame
                             .activation = options.activation,
                             .norm = options.norm};
         if (!normed) return launch(t.context(), kernel);
-        const Tensor partials = Tensor::empty(t.context(), {kNormPartials, 2, H * w}, weight.parameter->grad.dtype);
+        const Tensor partials = Tensor::empty(t.context(), {kNormPartials, 2, H * w}, weight->grad.dtype);
         kernel.partials = partials.view();
-        kernel.weight_grad = weight.grad();
-        kernel.bias_grad = bias.grad();
-        kernel.weight = weight.value();
-        kernel.accumulate = weight.accumulate();
-        bias.accumulate();
+        kernel.weight_grad = weight->grad;
+        kernel.bias_grad = bias->grad;
+        kernel.weight = weight->value;
+        kernel.accumulate = weight->accumulate();
+        bias->accumulate();
         launch(t.context(), kernel);
       });
     });

@@ -49,23 +49,15 @@ Var rope_in_place(const Var& x, int64_t begin, const RopeTable& table, const Ten
 // document_start [B,Tq] i32 or undefined. Returns [B, Tq, H dv].
 Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const Tensor& document_start, double scale);
 
-// EG-MLA's gate (kernels/gate.h): u and g [B, T, H, w], strided; weight and bias views of [H, w] or undefined.
+// EG-MLA's gate (kernels/gate.h): u and g [B, T, H, w], strided; weight and bias [H, w], null without a norm. They may
+// be windows of a larger parameter, so that K or V is gated alone.
 struct GateOptions {
   double offset = 0;
   double eps = 1e-6;
   GateActivation activation = GateActivation::none;
   GateNorm norm = GateNorm::joint;
 };
-// A window [H, w] of a parameter, for gating K or V out of packed features.
-struct ParameterWindow {
-  Parameter* parameter = nullptr;
-  std::function<View(const View&)> window;
-  View value() const { return window(parameter->value); }
-  View grad() const { return window(parameter->grad); }
-};
-// `accumulate` tells whether the gradients of weight and bias are added to (asked of the parameter once per step by the caller
-// when several windows share one parameter: see gate_norm_writer).
-Var gate(const Var& u, const Var& g, const ParameterWindow& weight, const ParameterWindow& bias, const GateOptions& options);
+Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const GateOptions& options);
 
 // x [N, 2F] = [gate | up] -> silu(gate) * up [N, F].
 Var swiglu(const Var& x);
