@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Fetches real text from Debian's and Ubuntu's packages into data/text/NAME.txt.
+#   scripts/fetch_text.sh [kjv | gcide | linux-doc | wordnet]      kjv when none is named
+# kjv: the King James Bible, one verse a line (31,102), without the verse numbers, which would be free points for a
+# language model. gcide: an English dictionary. linux-doc: the kernel's documentation. wordnet: a definition a line.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+name=${1:-kjv}
+out=$root/data/text/$name.txt
+mkdir -p "$root/data/text"
+
+# Unpacks packages into a folder of their own: nothing is installed, no rights are needed.
+unpack() {
+  (
+    cd "$work"
+    if ! apt-get -qq -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 download "$@" 2>"$work/apt.log"; then
+      note "Refreshing the package lists."
+      as_root apt-get -qq update >>"$work/apt.log" 2>&1 || true
+      apt-get -qq -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 download "$@" 2>>"$work/apt.log" ||
+        die "could not download $*: $(tail -n 1 "$work/apt.log")"
+    fi
+    local package
+    for package in *.deb; do dpkg-deb -x "$package" files; done
+  )
+}
+
+kjv_verses=31102
+kjv_bytes=4137850
+
+kjv_is_whole() { [[ $(wc -l <"$1") -eq $kjv_verses && $(wc -c <"$1") -eq $kjv_bytes ]]; }
+
+fetch_kjv() {
+  local program=(bible)
+  if ! command -v bible >/dev/null; then
+    unpack bible-kjv bible-kjv-text
+    program=("$work/files/usr/bin/bible" -p "$work/files/usr/lib")
+  fi
+  # Lines come as "Ge1:1 In the beginning ...".
+  "${program[@]}" -f gen1:1-rev22:21 | sed -E 's/^[0-9]?[A-Za-z]+[0-9]+:[0-9]+ //' >"$1"
+  kjv_is_whole "$1" ||
+    die "kjv: $(wc -l <"$1") verses, $(wc -c <"$1") bytes; expected $kjv_verses and $kjv_bytes; is bible-kjv-text whole?"
+}
+
+# The entries follow a head of notices, which ends before the first headword.
+fetch_gcide() {
+  unpack dict-gcide
+  gzip -dc <"$work/files/usr/share/dictd/gcide.dict.dz" | sed -n '/^A \\/,$p' >"$1"
+}
+
+# Every page in the order of its path.
+fetch_linux-doc() {
+  unpack "$(apt-cache depends linux-doc | awk '/Depends: linux-doc-/ {print $2; exit}')"
+  (cd "$work/files" && find . -name '*.rst.gz' -print0 | LC_ALL=C sort -z | xargs -0 gzip -dc) >"$1"
+}
+
+# "word, word: definition; examples", from "offset file type count word id word id ... | definition".
+fetch_wordnet() {
+  unpack wordnet-base
+  local data=$work/files/usr/share/wordnet
+  LC_ALL=C awk '/^[0-9]/ {
+      words = strtonum16($4); line = ""
+      for (i = 0; i < words; i++) line = line (i ? ", " : "") $(5 + 2 * i)
+      gsub(/_/, " ", line); gsub(/\((a|p|ip)\)/, "", line)
+      gloss = substr($0, index($0, " | ") + 3); sub(/ +$/, "", gloss)
+      print line ": " gloss
+    }
+    function strtonum16(text) { return 16 * digit(substr(text, 1, 1)) + digit(substr(text, 2, 1)) }
+    function digit(c) { return index("0123456789abcdef", c) - 1 }' \
+    "$data"/data.noun "$data"/data.verb "$data"/data.adj "$data"/data.adv >"$1"
+}
+
+declare -F "fetch_$name" >/dev/null || die "no text is called '$name'; there are kjv, gcide, linux-doc, wordnet"
+if [[ -s $out ]] && { [[ $name != kjv ]] || kjv_is_whole "$out"; }; then
+  note "$out is there: $(wc -l <"$out") lines, $(wc -c <"$out") bytes."
+  exit 0
+fi
+
+[[ $name == kjv ]] && command -v bible >/dev/null || command -v apt-get >/dev/null ||
+  die "this system has no apt to fetch '$name' with; take a text of your own: EGMLA_TEXT=FILE scripts/quickstart.sh"
+work=$(mktemp -d)
+trap 'rm -rf "$work" "$out.tmp"' EXIT
+"fetch_$name" "$out.tmp"
+[[ -s $out.tmp ]] || die "$name: the packages hold no text"
+mv "$out.tmp" "$out"
+note "Wrote $out: $(wc -l <"$out") lines, $(wc -c <"$out") bytes."

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs what the build needs from the distribution's packages (Debian 12, Ubuntu 24.04).
+#   scripts/install_dependencies.sh          compiler, build tools, libraries
+#   scripts/install_dependencies.sh --test   also what the checks use: Python, clang-format, shellcheck
+# When everything is there it changes nothing and needs no network.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# A tool counts as present wherever it comes from; its package is installed only when it is missing.
+tools=(g++:g++ make:make git:git cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin)
+libraries=(libc6-dev libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
+  libopenblas-openmp-dev libopenmpi-dev zlib1g-dev libzstd-dev libgtest-dev)
+case "${1:-}" in
+  "") ;;
+  --test)
+    tools+=(python3:python3 clang-format:clang-format shellcheck:shellcheck)
+    libraries+=(python3-venv ca-certificates)
+    ;;
+  *) die "unknown argument '$1'; usage: scripts/install_dependencies.sh [--test]" ;;
+esac
+
+cmake_is_recent() {
+  local version
+  version=$(cmake --version 2>/dev/null | sed -n '1s/[^0-9]*\([0-9]*\.[0-9]*\).*/\1/p')
+  [[ -n $version && $(printf '3.25\n%s\n' "$version" | sort -V | head -n 1) == 3.25 ]]
+}
+
+missing_tools() {
+  local pair
+  for pair in "${tools[@]}"; do
+    if [[ ${pair%%:*} == cmake ]]; then
+      cmake_is_recent || echo cmake
+    else
+      command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+    fi
+  done
+}
+
+missing_libraries() {
+  local package
+  for package in "${libraries[@]}"; do
+    [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+  done
+}
+
+# Without apt nothing can be installed; the build may still work with what is there, and CMake names what is not.
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+  note "This system has no apt. The build needs these packages of Debian, under whatever name they have here:"
+  note "$(printf '%s ' "${tools[@]#*:}" "${libraries[@]}")"
+  mapfile -t missing < <(missing_tools)
+  [[ ${#missing[@]} -eq 0 ]] || die "not found: ${missing[*]}; install them and run this again"
+  note "The tools are there; going on."
+  exit 0
+fi
+
+mapfile -t missing < <(missing_tools; missing_libraries)
+if [[ ${#missing[@]} -eq 0 ]]; then
+  note "All packages are there: nothing to install."
+  exit 0
+fi
+
+note "Installing: ${missing[*]}"
+by_hand="apt-get install ${missing[*]}"
+as_root true || die "installing needs root and there is no sudo; run as root: $by_hand"
+as_root apt-get -qq -o Acquire::Retries=3 update || note "apt-get update failed; trying with the package lists at hand."
+as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+  install --no-install-recommends "${missing[@]}" >/dev/null ||
+  die "apt could not install them (on Ubuntu they need the component 'universe'); try by hand: $by_hand"
+
+hash -r
+cmake_is_recent || die "$(command -v cmake) is older than 3.25; put a newer CMake first in PATH"
+mapfile -t missing < <(missing_tools; missing_libraries)
+[[ ${#missing[@]} -eq 0 ]] || die "still missing after the installation: ${missing[*]}"
+note "Installed."
