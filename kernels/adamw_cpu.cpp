@@ -1,5 +1,4 @@
 #include "kernels/adamw.h"
-
 #include "kernels/cpu_utils.h"
 
 namespace egmla {

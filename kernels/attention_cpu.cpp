@@ -1,12 +1,12 @@
-// Attention on the CPU: one task per (batch, head), rows of queries against all keys they may see, products by OpenBLAS.
-// Scores of one row tile live in a thread's scratch; the T x T matrix never exists. Backward rebuilds the tile from lse.
-#include "kernels/attention.h"
-
+// Attention on the CPU: one task per (batch, head), rows of queries against all keys they may see, products by
+// OpenBLAS. Scores of one row tile live in a thread's scratch; the T x T matrix never exists. Backward rebuilds the
+// tile from lse.
 #include <cblas.h>
 
 #include <limits>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "kernels/cpu_utils.h"
 
 namespace egmla {
@@ -17,15 +17,15 @@ constexpr int64_t kRows = 64;  // queries in a tile
 void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda, const float* b,
           int64_t ldb, float beta, float* c, int64_t ldc) {
   cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, static_cast<int>(m),
-              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta, c,
-              static_cast<int>(ldc));
+              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta,
+              c, static_cast<int>(ldc));
 }
 
-void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const double* a, int64_t lda, const double* b,
-          int64_t ldb, double beta, double* c, int64_t ldc) {
+void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const double* a, int64_t lda,
+          const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
   cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, static_cast<int>(m),
-              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta, c,
-              static_cast<int>(ldc));
+              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta,
+              c, static_cast<int>(ldc));
 }
 
 // One head of one sequence of a [B, T, heads, width] view.
@@ -61,12 +61,14 @@ struct Problem {
   }
 
   // score[rows, count] = scale * q k^T, rope part added.
-  void scores(T* score, const Head<T>& q, const Head<T>& key, const Head<T>& rope, int64_t i0, int64_t rows, KeyRange range) const {
+  void scores(T* score, const Head<T>& q, const Head<T>& key, const Head<T>& rope, int64_t i0, int64_t rows,
+              KeyRange range) const {
     const T scale = static_cast<T>(k.scale);
-    gemm(false, true, rows, range.count, dk, scale, q.row(i0), q.stride, key.row(range.first), key.stride, T(0), score, range.count);
+    gemm(false, true, rows, range.count, dk, scale, q.row(i0), q.stride, key.row(range.first), key.stride, T(0), score,
+         range.count);
     if (dr)
-      gemm(false, true, rows, range.count, dr, scale, q.row(i0) + dk, q.stride, rope.row(range.first), rope.stride, T(1), score,
-           range.count);
+      gemm(false, true, rows, range.count, dr, scale, q.row(i0) + dk, q.stride, rope.row(range.first), rope.stride,
+           T(1), score, range.count);
   }
 };
 
@@ -107,8 +109,8 @@ void forward(const AttentionForward& k) {
           std::fill(s, s + begin, T(0));
           std::fill(s + end, s + range.count, T(0));
         }
-        gemm(false, false, rows, p.dv, range.count, T(1), score, range.count, value.row(range.first), value.stride, T(0),
-             out.row(i0), out.stride);
+        gemm(false, false, rows, p.dv, range.count, T(1), score, range.count, value.row(range.first), value.stride,
+             T(0), out.row(i0), out.stride);
       }
     }
   }
@@ -116,9 +118,10 @@ void forward(const AttentionForward& k) {
 
 // Gradients of one query head; key and value gradients are overwritten when `first` (of its group), added to otherwise.
 template <class T>
-void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackward>& p, int64_t b, int64_t h, bool first, T* score,
-                   T* dscore) {
-  const Head<T> q(k.q, b, h), key(k.k, b, h / p.group), value(k.v, b, h / p.group), out(k.out, b, h), dout(k.out_grad, b, h);
+void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackward>& p, int64_t b, int64_t h, bool first,
+                   T* score, T* dscore) {
+  const Head<T> q(k.q, b, h), key(k.k, b, h / p.group), value(k.v, b, h / p.group), out(k.out, b, h),
+      dout(k.out_grad, b, h);
   const Head<T> dq(k.q_grad, b, h), dkey(k.k_grad, b, h / p.group), dvalue(k.v_grad, b, h / p.group);
   const Head<T> rope = p.dr ? Head<T>(k.k_rope, b, 0) : Head<T>();
   const int64_t row0 = (b * p.H + h) * p.Tq;
@@ -136,8 +139,8 @@ void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackwar
     const int64_t rows = std::min(kRows, p.Tq - i0);
     const KeyRange range = p.keys(b, i0, rows);
     p.scores(score, q, key, rope, i0, rows, range);
-    gemm(false, true, rows, range.count, p.dv, T(1), dout.row(i0), dout.stride, value.row(range.first), value.stride, T(0), dscore,
-         range.count);
+    gemm(false, true, rows, range.count, p.dv, T(1), dout.row(i0), dout.stride, value.row(range.first), value.stride,
+         T(0), dscore, range.count);
     for (int64_t r = 0; r < rows; ++r) {
       T* s = score + r * range.count;
       T* ds = dscore + r * range.count;
@@ -156,12 +159,12 @@ void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackwar
       std::fill(ds, ds + begin, T(0));
       std::fill(ds + end, ds + range.count, T(0));
     }
-    gemm(true, false, range.count, p.dv, rows, T(1), score, range.count, dout.row(i0), dout.stride, T(1), dvalue.row(range.first),
-         dvalue.stride);
-    gemm(true, false, range.count, p.dk, rows, T(1), dscore, range.count, q.row(i0), q.stride, T(1), dkey.row(range.first),
-         dkey.stride);
-    gemm(false, false, rows, p.dk, range.count, T(1), dscore, range.count, key.row(range.first), key.stride, T(0), dq.row(i0),
-         dq.stride);
+    gemm(true, false, range.count, p.dv, rows, T(1), score, range.count, dout.row(i0), dout.stride, T(1),
+         dvalue.row(range.first), dvalue.stride);
+    gemm(true, false, range.count, p.dk, rows, T(1), dscore, range.count, q.row(i0), q.stride, T(1),
+         dkey.row(range.first), dkey.stride);
+    gemm(false, false, rows, p.dk, range.count, T(1), dscore, range.count, key.row(range.first), key.stride, T(0),
+         dq.row(i0), dq.stride);
     if (!p.dr) continue;
     gemm(true, false, range.count, p.dr, rows, T(1), dscore, range.count, q.row(i0) + p.dk, q.stride, T(1),
          drope + range.first * p.dr, p.dr);
@@ -180,7 +183,8 @@ void backward(const AttentionBackward& k) {
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < B * kv_heads; ++task) {
       const int64_t b = task / kv_heads, first = task % kv_heads * p.group;
-      for (int64_t h = first; h < first + p.group; ++h) backward_head<T>(k, p, b, h, h == first, score.data(), dscore.data());
+      for (int64_t h = first; h < first + p.group; ++h)
+        backward_head<T>(k, p, b, h, h == first, score.data(), dscore.data());
     }
   }
   if (!p.dr) return;

@@ -1,6 +1,5 @@
-#include "kernels/cross_entropy.h"
-
 #include "kernels/cpu_utils.h"
+#include "kernels/cross_entropy.h"
 
 namespace egmla {
 namespace {

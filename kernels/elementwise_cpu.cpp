@@ -1,6 +1,5 @@
-#include "kernels/elementwise.h"
-
 #include "kernels/cpu_utils.h"
+#include "kernels/elementwise.h"
 
 namespace egmla {
 namespace {
@@ -31,9 +30,10 @@ void fill(const View& out, T value) {
 // Rows in parallel: function(row index).
 template <class F>
 void parallel_rows(int64_t rows, int64_t width, F&& function) {
-  cpu::parallel_ranges(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(width, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) function(n);
-  });
+  cpu::parallel_ranges(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(width, 1)),
+                       [&](int64_t begin, int64_t end) {
+                         for (int64_t n = begin; n < end; ++n) function(n);
+                       });
 }
 
 constexpr double kGeluScale = 0.7978845608028654;  // sqrt(2 / pi)
@@ -43,7 +43,8 @@ constexpr double kGeluCubic = 0.044715;
 
 void run(CpuContext&, const Fill& k) {
   if (k.out.dtype == DType::i32) return fill<int32_t>(k.out, static_cast<int32_t>(k.value));
-  cpu::for_float(k.out.dtype, Fill::kName, [&](auto t) { fill<decltype(t)>(k.out, static_cast<decltype(t)>(k.value)); });
+  cpu::for_float(k.out.dtype, Fill::kName,
+                 [&](auto t) { fill<decltype(t)>(k.out, static_cast<decltype(t)>(k.value)); });
 }
 
 void run(CpuContext&, const Add& k) {

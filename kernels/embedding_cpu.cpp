@@ -1,8 +1,7 @@
-#include "kernels/embedding.h"
-
 #include <cstring>
 
 #include "kernels/cpu_utils.h"
+#include "kernels/embedding.h"
 
 namespace egmla {
 

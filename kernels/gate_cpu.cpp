@@ -1,9 +1,8 @@
 // Forward, per token: y = u a, a = act(offset + g); LayerNorm(y) over the token (joint) or over each head.
 // Backward: with yhat = (y - mean) rstd and d = weight out_grad,  dy = rstd (d - mean(d) - yhat mean(d yhat));
 //           u_grad = dy a;  g_grad = dy u act'(offset + g).
-#include "kernels/gate.h"
-
 #include "kernels/cpu_utils.h"
+#include "kernels/gate.h"
 
 namespace egmla {
 namespace {
@@ -30,10 +29,14 @@ inline void activate(T x, T& value, T& slope) {
 template <class F>
 void for_activation(GateActivation activation, F&& function) {
   switch (activation) {
-    case GateActivation::none: return function(std::integral_constant<GateActivation, GateActivation::none>{});
-    case GateActivation::sigmoid: return function(std::integral_constant<GateActivation, GateActivation::sigmoid>{});
-    case GateActivation::tanh: return function(std::integral_constant<GateActivation, GateActivation::tanh>{});
-    case GateActivation::silu: return function(std::integral_constant<GateActivation, GateActivation::silu>{});
+    case GateActivation::none:
+      return function(std::integral_constant<GateActivation, GateActivation::none>{});
+    case GateActivation::sigmoid:
+      return function(std::integral_constant<GateActivation, GateActivation::sigmoid>{});
+    case GateActivation::tanh:
+      return function(std::integral_constant<GateActivation, GateActivation::tanh>{});
+    case GateActivation::silu:
+      return function(std::integral_constant<GateActivation, GateActivation::silu>{});
   }
 }
 

@@ -1,16 +1,15 @@
 // OpenBLAS, called single-threaded from our own threads: each thread owns a block of rows or columns of the result,
 // so no barrier stands between products and results repeat bit for bit at an equal thread count.
-#include "kernels/matmul.h"
-
 #include <cblas.h>
 
 #include "kernels/cpu_utils.h"
+#include "kernels/matmul.h"
 
 namespace egmla {
 namespace {
 
-void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b,
-          int ldb, float beta, float* c, int ldc) {
+void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, float alpha, const float* a, int lda,
+          const float* b, int ldb, float beta, float* c, int ldc) {
   cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
@@ -34,7 +33,8 @@ void run(CpuContext&, const Matmul& k) {
     const T* b = k.b.as<T>();
     T* out = k.out.as<T>();
     const auto ta = k.transpose_a ? CblasTrans : CblasNoTrans, tb = k.transpose_b ? CblasTrans : CblasNoTrans;
-    const int lda = static_cast<int>(k.a.stride(0)), ldb = static_cast<int>(k.b.stride(0)), ldc = static_cast<int>(k.out.stride(0));
+    const int lda = static_cast<int>(k.a.stride(0)), ldb = static_cast<int>(k.b.stride(0)),
+              ldc = static_cast<int>(k.out.stride(0));
     const T alpha = static_cast<T>(k.alpha), beta = k.accumulate ? T(1) : T(0);
     const int Ki = static_cast<int>(K);
     const bool by_rows = M >= N;
@@ -44,11 +44,11 @@ void run(CpuContext&, const Matmul& k) {
       const int64_t begin = first * kBlock, count = std::min(by_rows ? M : N, last * kBlock) - begin;
       if (count <= 0) return;
       if (by_rows) {
-        gemm(ta, tb, static_cast<int>(count), static_cast<int>(N), Ki, alpha, a + begin * (k.transpose_a ? 1 : lda), lda, b, ldb,
-             beta, out + begin * ldc, ldc);
+        gemm(ta, tb, static_cast<int>(count), static_cast<int>(N), Ki, alpha, a + begin * (k.transpose_a ? 1 : lda),
+             lda, b, ldb, beta, out + begin * ldc, ldc);
       } else {
-        gemm(ta, tb, static_cast<int>(M), static_cast<int>(count), Ki, alpha, a, lda, b + begin * (k.transpose_b ? ldb : 1), ldb,
-             beta, out + begin, ldc);
+        gemm(ta, tb, static_cast<int>(M), static_cast<int>(count), Ki, alpha, a, lda,
+             b + begin * (k.transpose_b ? ldb : 1), ldb, beta, out + begin, ldc);
       }
     });
   });

@@ -1,8 +1,7 @@
 // One body for RMSNorm and LayerNorm: RMSNorm is LayerNorm without mean and bias.
 // Backward, with xhat = (x - mean) rstd and d = weight * out_grad:  x_grad = rstd (d - [mean(d)] - xhat mean(d xhat)).
-#include "kernels/norm.h"
-
 #include "kernels/cpu_utils.h"
+#include "kernels/norm.h"
 
 namespace egmla {
 namespace {
@@ -82,7 +81,8 @@ void backward(const Kernel& k, const View& mean_in, const View& bias_grad) {
             dx[i] = extra[i] + rstd * (dy[i] * weight[i] - d_mean - (row[i] - mean) * rstd * dx_mean);
         } else {
 #pragma omp simd
-          for (int64_t i = 0; i < C; ++i) dx[i] = rstd * (dy[i] * weight[i] - d_mean - (row[i] - mean) * rstd * dx_mean);
+          for (int64_t i = 0; i < C; ++i)
+            dx[i] = rstd * (dy[i] * weight[i] - d_mean - (row[i] - mean) * rstd * dx_mean);
         }
       }
     }
@@ -112,7 +112,8 @@ void run(CpuContext&, const LayerNormForward& k) {
 }
 
 void run(CpuContext&, const LayerNormBackward& k) {
-  cpu::for_float(k.x.dtype, LayerNormBackward::kName, [&](auto t) { backward<decltype(t), true>(k, k.mean, k.bias_grad); });
+  cpu::for_float(k.x.dtype, LayerNormBackward::kName,
+                 [&](auto t) { backward<decltype(t), true>(k, k.mean, k.bias_grad); });
 }
 
 }  // namespace egmla

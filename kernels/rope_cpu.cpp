@@ -1,6 +1,5 @@
-#include "kernels/rope.h"
-
 #include "kernels/cpu_utils.h"
+#include "kernels/rope.h"
 
 namespace egmla {
 

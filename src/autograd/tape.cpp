@@ -12,9 +12,13 @@ VarId Tape::add_slot(const View& value) {
   return static_cast<VarId>(slots_.size() - 1);
 }
 
-Var Tape::variable(const Tensor& value) { return {value, this, add_slot(value.view())}; }
+Var Tape::variable(const Tensor& value) {
+  return {value, this, add_slot(value.view())};
+}
 
-Var Tape::output(const Tensor& value) { return {value, this, recording() ? add_slot(value.view()) : kNoGrad}; }
+Var Tape::output(const Tensor& value) {
+  return {value, this, recording() ? add_slot(value.view()) : kNoGrad};
+}
 
 void Tape::record(const char* op, Backward backward) {
   nodes_.push_back({op, std::move(backward)});
@@ -44,7 +48,8 @@ std::vector<Var> Tape::windows(const Var& x, const std::vector<Window>& windows)
     for (VarId id : ids) any = any || tape.has(id);
     if (!any) return;
     for (VarId id : ids) {
-      if (!tape.has(id)) tape.write(id, [&](const View& grad) { launch(tape.context(), Fill{.out = grad, .value = 0}); });
+      if (!tape.has(id))
+        tape.write(id, [&](const View& grad) { launch(tape.context(), Fill{.out = grad, .value = 0}); });
       tape.take(id);
     }
     tape.slots_[index(parent)].filled = true;

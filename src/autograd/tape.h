@@ -28,7 +28,8 @@ struct Var {
 class Tape {
  public:
   enum class Mode { record, inference };
-  // A backward closure reads the gradients of its outputs with take() and hands on those of its inputs with write() or give().
+  // A backward closure reads the gradients of its outputs with take() and hands on those of its inputs with write() or
+  // give().
   using Backward = std::function<void(Tape&)>;
   // A window onto a tensor, applied alike to a value and to its gradient.
   using Window = std::function<View(const View&)>;

@@ -13,6 +13,8 @@ inline uint16_t bf16_from_float(float value) {
   return static_cast<uint16_t>(bits >> 16);
 }
 
-inline float float_from_bf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+inline float float_from_bf16(uint16_t value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
 
 }  // namespace egmla

@@ -42,13 +42,15 @@ template <class... Args>
 // Raises a runtime Error unless `ok`. Messages lead with the operation's name: "rms_norm: weight must be [C]; ...".
 template <class... Args>
 void check(bool ok, fmt::format_string<Args...> format, Args&&... args) {
-  if (!ok) [[unlikely]] fail(format, std::forward<Args>(args)...);
+  if (!ok) [[unlikely]]
+    fail(format, std::forward<Args>(args)...);
 }
 
 // Raises a usage Error unless `ok`.
 template <class... Args>
 void check_usage(bool ok, fmt::format_string<Args...> format, Args&&... args) {
-  if (!ok) [[unlikely]] fail_usage(format, std::forward<Args>(args)...);
+  if (!ok) [[unlikely]]
+    fail_usage(format, std::forward<Args>(args)...);
 }
 
 }  // namespace egmla

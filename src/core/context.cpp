@@ -31,7 +31,8 @@ void* CpuContext::allocate(size_t bytes) {
     blocks.pop_back();
   } else {
     data = std::aligned_alloc(size < 4096 ? kAlignment : 4096, size);
-    check(data != nullptr, "out of memory: {} bytes asked, {} in use; lower train.micro_batch_size", size, memory_.in_use);
+    check(data != nullptr, "out of memory: {} bytes asked, {} in use; lower train.micro_batch_size", size,
+          memory_.in_use);
     memory_.reserved += static_cast<int64_t>(size);
   }
   memory_.in_use += static_cast<int64_t>(size);
@@ -45,6 +46,8 @@ void CpuContext::release(void* data, size_t bytes) {
   free_[size].push_back(data);
 }
 
-void CpuContext::copy(void* target, const void* source, size_t bytes) { std::memcpy(target, source, bytes); }
+void CpuContext::copy(void* target, const void* source, size_t bytes) {
+  std::memcpy(target, source, bytes);
+}
 
 }  // namespace egmla

@@ -69,7 +69,9 @@ class Context {
     return std::visit(std::forward<F>(function), backend_);
   }
 
-  bool is_cpu() const { return std::holds_alternative<CpuContext>(backend_); }
+  bool is_cpu() const {
+    return std::holds_alternative<CpuContext>(backend_);
+  }
   const char* name() {
     return visit([](auto& backend) { return backend.name(); });
   }

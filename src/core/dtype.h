@@ -10,18 +10,25 @@ enum class DType : uint8_t { f32, f64, bf16, i32 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::f64: return 8;
-    case DType::bf16: return 2;
-    default: return 4;
+    case DType::f64:
+      return 8;
+    case DType::bf16:
+      return 2;
+    default:
+      return 4;
   }
 }
 
 constexpr const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "f32";
-    case DType::f64: return "f64";
-    case DType::bf16: return "bf16";
-    default: return "i32";
+    case DType::f32:
+      return "f32";
+    case DType::f64:
+      return "f64";
+    case DType::bf16:
+      return "bf16";
+    default:
+      return "i32";
   }
 }
 

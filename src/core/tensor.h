@@ -19,7 +19,8 @@ class Tensor {
   // Copies `values` (row-major, exactly shape.elements() of them) to the context.
   template <class T>
   static Tensor from(Context& context, const Shape& shape, const std::vector<T>& values) {
-    check(static_cast<int64_t>(values.size()) == shape.elements(), "tensor: {} values for shape {}", values.size(), shape.text());
+    check(static_cast<int64_t>(values.size()) == shape.elements(), "tensor: {} values for shape {}", values.size(),
+          shape.text());
     Tensor out = empty(context, shape, DTypeOf<T>::value);
     context.copy_from_host(out.view_.data, values.data(), out.view_.bytes());
     return out;

@@ -51,6 +51,14 @@ struct View {
     return out;
   }
 
+  // Rows [begin, begin + count) of the second axis.
+  View middle(int64_t begin, int64_t count) const {
+    View out = *this;
+    out.data = static_cast<char*>(data) + static_cast<size_t>(begin * strides[1]) * size_of(dtype);
+    out.shape[1] = count;
+    return out;
+  }
+
   // [..., C] seen as [rows, C]; raises when the leading axes do not collapse into one stride.
   View as_matrix() const {
     check(rank() >= 1, "view: a scalar has no rows");
@@ -79,7 +87,7 @@ struct View {
     View out = *this;
     const int64_t width = shape.back() / heads;
     Shape new_shape, new_strides;
-    new_shape = shape.rank() == 3 ? Shape{shape[0], shape[1], heads, width}
+    new_shape = shape.rank() == 3   ? Shape{shape[0], shape[1], heads, width}
                 : shape.rank() == 2 ? Shape{shape[0], heads, width}
                                     : Shape{heads, width};
     new_strides = shape.rank() == 3   ? Shape{strides[0], strides[1], width, 1}

@@ -30,8 +30,9 @@ Var gelu(const Var& x) {
   if (tape.recording()) {
     tape.record("gelu", [x = x.value, x_id = x.id, id = y.id](Tape& t) {
       const Tensor dy = t.take(id);
-      t.write(x_id,
-              [&](const View& dx) { launch(t.context(), GeluBackward{.x_grad = dx, .out_grad = dy.view(), .x = x.view()}); });
+      t.write(x_id, [&](const View& dx) {
+        launch(t.context(), GeluBackward{.x_grad = dx, .out_grad = dy.view(), .x = x.view()});
+      });
     });
   }
   return y;

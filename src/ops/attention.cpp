@@ -7,13 +7,15 @@
 
 namespace egmla::ops {
 
-RopeTable make_rope_table(Context& context, int64_t positions, int64_t width, double theta, bool interleave, DType dtype) {
+RopeTable make_rope_table(Context& context, int64_t positions, int64_t width, double theta, bool interleave,
+                          DType dtype) {
   check(width % 2 == 0, "rope: the rotated width must be even, found {}", width);
   const int64_t half = width / 2;
   std::vector<double> cos(static_cast<size_t>(positions * half)), sin(cos.size());
   for (int64_t t = 0; t < positions; ++t) {
     for (int64_t p = 0; p < half; ++p) {
-      const double angle = static_cast<double>(t) * std::pow(theta, -2.0 * static_cast<double>(p) / static_cast<double>(width));
+      const double angle =
+          static_cast<double>(t) * std::pow(theta, -2.0 * static_cast<double>(p) / static_cast<double>(width));
       cos[static_cast<size_t>(t * half + p)] = std::cos(angle);
       sin[static_cast<size_t>(t * half + p)] = std::sin(angle);
     }
@@ -28,8 +30,8 @@ Var rope_in_place(const Var& x, int64_t begin, const RopeTable& table, const Ten
   const int64_t width = 2 * table.cos.shape()[1];
   check(x.shape().rank() == 4 && begin >= 0 && begin + width <= x.shape()[3],
         "rope: x must be [B,T,H,d] with d >= {}; x is {}", begin + width, x.shape().text());
-  check(positions.defined() || x.shape()[1] <= table.cos.shape()[0], "rope: {} positions asked of a table of {}", x.shape()[1],
-        table.cos.shape()[0]);
+  check(positions.defined() || x.shape()[1] <= table.cos.shape()[0], "rope: {} positions asked of a table of {}",
+        x.shape()[1], table.cos.shape()[0]);
   const auto kernel = [=](const View& view, bool inverse) {
     return Rope{.x = view.columns(begin, width),
                 .cos = table.cos.view(),
@@ -52,7 +54,8 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
   const int64_t dr = k_rope ? k_rope->shape()[3] : 0;
   check(qs.rank() == 4 && ks.rank() == 4 && vs.rank() == 4 && qs[3] == ks[3] + dr && ks[1] == vs[1] && ks[2] == vs[2] &&
             qs[2] % ks[2] == 0 && qs[1] <= ks[1] && qs[0] == ks[0] && qs[0] == vs[0],
-        "attention: q must be [B,Tq,H,dk+dr], k [B,Tk,Hkv,dk], v [B,Tk,Hkv,dv] with Hkv dividing H and Tq <= Tk; q is {}, k is {}, "
+        "attention: q must be [B,Tq,H,dk+dr], k [B,Tk,Hkv,dk], v [B,Tk,Hkv,dv] with Hkv dividing H and Tq <= Tk; q is "
+        "{}, k is {}, "
         "v is {}, dr is {}",
         qs.text(), ks.text(), vs.text(), dr);
   Tape& tape = *q.tape;
@@ -95,7 +98,8 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
                                      .v = v.view(),
                                      .document_start = documents,
                                      .scale = scale};
-            const int64_t size = t.context().visit([&](auto& backend) { return attention_backward_workspace(backend, kernel); });
+            const int64_t size =
+                t.context().visit([&](auto& backend) { return attention_backward_workspace(backend, kernel); });
             const Tensor workspace = size ? Tensor::empty(t.context(), {size}, statistics) : Tensor{};
             if (size) kernel.workspace = workspace.view();
             launch(t.context(), kernel);

@@ -26,8 +26,8 @@ TokenIndex make_token_index(Context& context, const std::vector<int32_t>& ids, i
 
 Var embedding(Tape& tape, const TokenIndex& tokens, Parameter& table) {
   const Shape ids = tokens.ids.shape();
-  check(ids.rank() == 2 && table.value.rank() == 2, "embedding: ids must be [B,T] and table [V,C]; ids is {}, table is {}",
-        ids.text(), table.value.shape.text());
+  check(ids.rank() == 2 && table.value.rank() == 2,
+        "embedding: ids must be [B,T] and table [V,C]; ids is {}, table is {}", ids.text(), table.value.shape.text());
   Tensor out = Tensor::empty(tape.context(), {ids[0], ids[1], table.value.size(1)}, table.value.dtype);
   launch(tape.context(), EmbeddingForward{.out = out.view(), .table = table.value, .ids = tokens.ids.view()});
   Var y = tape.output(out);

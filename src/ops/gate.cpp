@@ -12,8 +12,8 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
   const int64_t N = u.shape()[0] * u.shape()[1], H = u.shape()[2], w = u.shape()[3];
   check(normed == (weight && bias), "gate: a norm needs weight and bias, no norm takes neither");
   check(!normed || (weight->value.shape == Shape{H, w} && bias->value.shape == Shape{H, w}),
-        "gate: norm weight and bias must be [{},{}]; weight is {}, bias is {}", H, w, normed ? weight->value.shape.text() : "",
-        normed ? bias->value.shape.text() : "");
+        "gate: norm weight and bias must be [{},{}]; weight is {}, bias is {}", H, w,
+        normed ? weight->value.shape.text() : "", normed ? bias->value.shape.text() : "");
   Tape& tape = *u.tape;
   Context& context = tape.context();
   const DType statistics = u.value.dtype() == DType::f64 ? DType::f64 : DType::f32;

@@ -45,8 +45,11 @@ HeadLoss head_loss(const Var& x, Parameter& weight, const Tensor& targets, doubl
                                  .grad_scale = loss_scale,
                                  .write_grad = tape.recording()});
     if (!tape.recording()) continue;
-    launch(context, Matmul{.out = weight.grad, .a = scores, .b = x_rows, .transpose_a = true, .accumulate = weight.accumulate()});
-    if (dx.defined()) launch(context, Matmul{.out = dx.view().as_matrix().rows(begin, rows), .a = scores, .b = weight.value});
+    launch(
+        context,
+        Matmul{.out = weight.grad, .a = scores, .b = x_rows, .transpose_a = true, .accumulate = weight.accumulate()});
+    if (dx.defined())
+      launch(context, Matmul{.out = dx.view().as_matrix().rows(begin, rows), .a = scores, .b = weight.value});
   }
   const Tensor loss = Tensor::empty(context, {1}, statistics);
   launch(context, Sum{.out = loss.view(), .x = result.per_token.view(), .scale = loss_scale});
@@ -58,12 +61,14 @@ HeadLoss head_loss(const Var& x, Parameter& weight, const Tensor& targets, doubl
 }
 
 Tensor head_logits(const Tensor& x, Parameter& weight) {
-  check(x.shape().back() == weight.value.size(1), "head_logits: x must be [...,C] and weight [V,C]; x is {}, weight is {}",
-        x.shape().text(), weight.value.shape.text());
+  check(x.shape().back() == weight.value.size(1),
+        "head_logits: x must be [...,C] and weight [V,C]; x is {}, weight is {}", x.shape().text(),
+        weight.value.shape.text());
   Shape shape = x.shape();
   shape[-1] = weight.value.size(0);
   Tensor logits = Tensor::empty(x.context(), shape, weight.value.dtype);
-  launch(x.context(), Matmul{.out = logits.view().as_matrix(), .a = x.view().as_matrix(), .b = weight.value, .transpose_b = true});
+  launch(x.context(),
+         Matmul{.out = logits.view().as_matrix(), .a = x.view().as_matrix(), .b = weight.value, .transpose_b = true});
   return logits;
 }
 

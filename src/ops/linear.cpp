@@ -1,6 +1,6 @@
 // y = x W^T;  dx = dy W;  dW += dy^T x, summed by the product itself (beta = 1).
-#include "kernels/matmul.h"
 #include "kernels/elementwise.h"
+#include "kernels/matmul.h"
 #include "ops/ops.h"
 
 namespace egmla::ops {
@@ -24,7 +24,9 @@ Var linear(const Var& x, Parameter& weight) {
                                  .b = x.view().as_matrix(),
                                  .transpose_a = true,
                                  .accumulate = parameter->accumulate()});
-      t.write(x_id, [&](const View& dx) { launch(t.context(), Matmul{.out = dx.as_matrix(), .a = d, .b = parameter->value}); });
+      t.write(x_id, [&](const View& dx) {
+        launch(t.context(), Matmul{.out = dx.as_matrix(), .a = d, .b = parameter->value});
+      });
     });
   }
   return y;

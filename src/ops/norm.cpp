@@ -5,14 +5,16 @@
 namespace egmla::ops {
 namespace {
 
-DType statistics_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+DType statistics_dtype(DType dtype) {
+  return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
 
 void check_norm(const Var& x, const Parameter& weight, const Parameter* bias) {
   const char* op = bias ? "layer_norm" : "rms_norm";
-  check(weight.value.shape == Shape{x.shape().back()}, "{}: weight must be [C]; x is {}, weight is {}", op, x.shape().text(),
-        weight.value.shape.text());
-  check(!bias || bias->value.shape == weight.value.shape, "{}: bias must be [C]; x is {}, bias is {}", op, x.shape().text(),
-        bias ? bias->value.shape.text() : "");
+  check(weight.value.shape == Shape{x.shape().back()}, "{}: weight must be [C]; x is {}, weight is {}", op,
+        x.shape().text(), weight.value.shape.text());
+  check(!bias || bias->value.shape == weight.value.shape, "{}: bias must be [C]; x is {}, bias is {}", op,
+        x.shape().text(), bias ? bias->value.shape.text() : "");
 }
 
 struct Saved {
@@ -20,8 +22,8 @@ struct Saved {
 };
 
 // Runs the forward kernel; `residual` and `sum` are undefined views without a residual.
-Saved forward(const Tensor& out, const Tensor& x, const View& residual, const Tensor& sum, Parameter& weight, Parameter* bias,
-              double eps) {
+Saved forward(const Tensor& out, const Tensor& x, const View& residual, const Tensor& sum, Parameter& weight,
+              Parameter* bias, double eps) {
   Context& context = x.context();
   const int64_t rows = x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
   Saved saved{sum.defined() ? sum : x, {}, Tensor::empty(context, {rows}, statistics_dtype(x.dtype()))};
@@ -50,8 +52,8 @@ Saved forward(const Tensor& out, const Tensor& x, const View& residual, const Te
 }
 
 // dx = norm'(dy) + residual_grad.
-void backward(Context& context, const View& dx, const Saved& saved, const View& dy, const View& residual_grad, Parameter& weight,
-              Parameter* bias) {
+void backward(Context& context, const View& dx, const Saved& saved, const View& dy, const View& residual_grad,
+              Parameter& weight, Parameter* bias) {
   const int64_t C = saved.x.shape().back();
   if (!bias) {
     const Tensor partials = Tensor::empty(context, {kNormPartials, C}, weight.grad.dtype);
@@ -103,7 +105,8 @@ Var norm(const Var& x, Parameter& weight, Parameter* bias, double eps) {
 
 std::pair<Var, Var> add_norm(const Var& x, const Var& delta, Parameter& weight, Parameter* bias, double eps) {
   check_norm(x, weight, bias);
-  check(x.shape() == delta.shape(), "add_norm: shapes must agree; x is {}, delta is {}", x.shape().text(), delta.shape().text());
+  check(x.shape() == delta.shape(), "add_norm: shapes must agree; x is {}, delta is {}", x.shape().text(),
+        delta.shape().text());
   Tape& tape = *x.tape;
   Tensor sum = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());

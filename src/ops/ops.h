@@ -40,13 +40,14 @@ struct RopeTable {
   Tensor cos, sin;
   bool interleave = false;
 };
-RopeTable make_rope_table(Context& context, int64_t positions, int64_t width, double theta, bool interleave, DType dtype);
+RopeTable make_rope_table(Context& context, int64_t positions, int64_t width, double theta, bool interleave,
+                          DType dtype);
 // Rotates columns [begin, begin + width of the table) of every head of x [B, T, H, d] in place; positions [B, T] i32 or
 // undefined (0, 1, 2, ...). The value before the rotation must not be needed by any other op.
 Var rope_in_place(const Var& x, int64_t begin, const RopeTable& table, const Tensor& positions);
 
-// Causal attention (kernels/attention.h). q [B,Tq,H,dk+dr], k [B,Tk,Hkv,dk], v [B,Tk,Hkv,dv], k_rope [B,Tk,1,dr] or null.
-// document_start [B,Tq] i32 or undefined. Returns [B, Tq, H dv].
+// Causal attention (kernels/attention.h). q [B,Tq,H,dk+dr], k [B,Tk,Hkv,dk], v [B,Tk,Hkv,dv], k_rope [B,Tk,1,dr] or
+// null. document_start [B,Tq] i32 or undefined. Returns [B, Tq, H dv].
 Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const Tensor& document_start, double scale);
 
 // EG-MLA's gate (kernels/gate.h): u and g [B, T, H, w], strided; weight and bias [H, w], null without a norm. They may
@@ -63,7 +64,8 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
 Var swiglu(const Var& x);
 Var gelu(const Var& x);
 
-// The LM head and its loss in chunks of rows: logits exist for one chunk at a time and are overwritten by their gradient.
+// The LM head and its loss in chunks of rows: logits exist for one chunk at a time and are overwritten by their
+// gradient.
 struct HeadLoss {
   Var loss;          // [1]: loss_scale * sum of token losses; root of backward (its gradient is 1)
   Tensor per_token;  // [N], nats; 0 where the target is kIgnoreIndex

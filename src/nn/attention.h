@@ -1,0 +1,45 @@
+// The one polymorphic family: how a layer mixes tokens. A new variant is one file, one line in make_attention, one
+// configuration and one test case.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "nn/batch.h"
+#include "nn/model_config.h"
+#include "nn/parameter_store.h"
+
+namespace egmla {
+
+// What one layer keeps of the tokens seen: [B, capacity, cache_width()]. MHA: rotated k | v. MLA: c | rotated k^R.
+// EG-MLA: the same as MLA; token ids stand once per sequence in the Batch.
+struct LayerCache {
+  Tensor data;
+};
+
+class Attention {
+ public:
+  virtual ~Attention() = default;
+  // x [B, T, D], normalised -> [B, T, D]. With a cache (inference only), x holds the newest T tokens; the cache's rows
+  // [past, past + T) are filled and attention reaches over all past + T tokens.
+  virtual Var forward(const Var& x, const Batch& batch, LayerCache* cache) = 0;
+  // Cached elements per token in this layer.
+  virtual int64_t cache_width() const = 0;
+  // FLOPs of the two attention products for one token at sequence length T, causal counted as half, forward only.
+  virtual double attention_flops(int64_t T) const = 0;
+  // Width of the rotated part of a head.
+  virtual int64_t rope_width() const = 0;
+  // The table all layers share, [max_position_embeddings, rope_width() / 2].
+  void use_rope(const ops::RopeTable& table) { rope_ = table; }
+
+ protected:
+  ops::RopeTable rope_;
+};
+
+// Declares the parameters of layer `layer` under "model.layers.N.self_attn." in `store`.
+std::unique_ptr<Attention> make_attention(const ModelConfig& model, int64_t layer, ParameterStore& store);
+
+// Standard deviation of projections that write into the residual stream: initializer_range / sqrt(2 L).
+double residual_std(const ModelConfig& model);
+
+}  // namespace egmla

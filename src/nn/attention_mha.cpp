@@ -1,0 +1,46 @@
+#include "nn/attention_mha.h"
+
+#include <cmath>
+
+#include "kernels/layout.h"
+
+namespace egmla {
+
+MhaAttention::MhaAttention(const ModelConfig& model, const std::string& path, ParameterStore& store)
+    : heads_(model.num_attention_heads), kv_heads_(model.key_value_heads()), width_(model.mha_head_dim()) {
+  const int64_t D = model.hidden_size;
+  const Init init{.std = model.initializer_range};
+  qkv_ = store.add({{.path = path + "q_proj.weight", .rows = heads_ * width_, .columns = D, .init = init},
+                    {.path = path + "k_proj.weight", .rows = kv_heads_ * width_, .columns = D, .init = init},
+                    {.path = path + "v_proj.weight", .rows = kv_heads_ * width_, .columns = D, .init = init}});
+  out_ = store.add(
+      {{.path = path + "o_proj.weight", .rows = D, .columns = heads_ * width_, .init = {.std = residual_std(model)}}});
+}
+
+double MhaAttention::attention_flops(int64_t T) const {
+  return static_cast<double>(heads_ * T * 2 * width_);
+}
+
+Var MhaAttention::forward(const Var& x, const Batch& batch, LayerCache* cache) {
+  Tape& tape = *x.tape;
+  const int64_t H = heads_, G = kv_heads_, d = width_;
+  const Var qkv = ops::linear(x, *qkv_);  // [B, T, q | k | v]
+  const auto heads = [d](int64_t first, int64_t count) {
+    return [=](const View& view) { return view.columns(first * d, count * d).split_heads(count); };
+  };
+  const auto parts = tape.windows(qkv, {heads(0, H), heads(H, G), heads(H + G, G)});
+  const Var q = ops::rope_in_place(parts[0], 0, rope_, batch.positions);
+  Var k = ops::rope_in_place(parts[1], 0, rope_, batch.positions), v = parts[2];
+  if (cache) {
+    const int64_t T = batch.length(), total = batch.past + T;
+    launch(tape.context(),
+           Copy{.out = cache->data.view().middle(batch.past, T), .x = qkv.view().columns(H * d, 2 * G * d)});
+    const View rows = cache->data.view().middle(0, total);
+    k = tape.constant(cache->data.with_view(rows.columns(0, G * d).split_heads(G)));
+    v = tape.constant(cache->data.with_view(rows.columns(G * d, G * d).split_heads(G)));
+  }
+  const Var o = ops::attention(q, k, nullptr, v, batch.document_start, 1.0 / std::sqrt(static_cast<double>(d)));
+  return ops::linear(o, *out_);
+}
+
+}  // namespace egmla

@@ -1,0 +1,155 @@
+#include "nn/parameter_store.h"
+
+#include <algorithm>
+
+#include "core/rng.h"
+#include "kernels/elementwise.h"
+
+namespace egmla {
+namespace {
+
+// Parameters start at multiples of 256 bytes (f32), so that every kernel may load vectors.
+constexpr int64_t kAlignment = 64;
+
+int64_t aligned(int64_t elements) {
+  return (elements + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+View at(const Tensor& flat, int64_t offset, const Shape& shape) {
+  return make_view(static_cast<char*>(flat.view().data) + static_cast<size_t>(offset) * size_of(flat.dtype()), shape,
+                   flat.dtype());
+}
+
+}  // namespace
+
+Parameter* ParameterStore::add(std::vector<NamedTensor> parts) {
+  check(!allocated() && !parts.empty(), "parameters: declare before allocating");
+  Entry entry;
+  entry.parameter.name = parts.front().path;
+  entry.first_tensor = tensors_.size();
+  entry.tensor_count = parts.size();
+  for (NamedTensor& part : parts) {
+    check(part.columns == parts.front().columns && part.group == parts.front().group,
+          "parameters: {} cannot be stacked with {}", part.path, parts.front().path);
+    tensors_.push_back(std::move(part));
+  }
+  entries_.push_back(std::move(entry));
+  return &entries_.back().parameter;
+}
+
+Parameter* ParameterStore::window(Parameter* whole, std::function<View(const View&)> select) {
+  const auto owner =
+      std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return &e.parameter == whole; });
+  check(owner != entries_.end(), "parameters: {} was not declared here", whole->name);
+  owner->windowed = true;
+  Entry entry;
+  entry.parameter.name = whole->name;
+  entry.whole = &*owner;
+  entry.select = std::move(select);
+  entries_.push_back(std::move(entry));
+  return &entries_.back().parameter;
+}
+
+Parameter* ParameterStore::find(const std::string& path) {
+  for (Entry& entry : entries_) {
+    if (!entry.whole && entry.parameter.name == path) return &entry.parameter;
+  }
+  return nullptr;
+}
+
+int64_t ParameterStore::elements(ParameterGroup group) const {
+  int64_t sum = 0;
+  for (const NamedTensor& tensor : tensors_) sum += tensor.group == group ? tensor.elements() : 0;
+  return sum;
+}
+
+int64_t ParameterStore::elements() const {
+  int64_t sum = 0;
+  for (const NamedTensor& tensor : tensors_) sum += tensor.elements();
+  return sum;
+}
+
+void ParameterStore::allocate(Context& context, DType compute) {
+  int64_t offset = 0;
+  for (int group = 0; group < kParameterGroups; ++group) {
+    Span& span = spans_[static_cast<size_t>(group)];
+    span.begin = offset;
+    for (const Entry& entry : entries_) {
+      if (entry.whole || tensors_[entry.first_tensor].group != static_cast<ParameterGroup>(group)) continue;
+      for (size_t i = 0; i < entry.tensor_count; ++i) {
+        tensors_[entry.first_tensor + i].offset = offset;
+        offset += tensors_[entry.first_tensor + i].elements();
+      }
+      offset = aligned(offset);
+    }
+    span.size = offset - span.begin;
+  }
+  const DType master = compute == DType::f64 ? DType::f64 : DType::f32;
+  master_ = Tensor::zeros(context, {offset}, master);
+  grad_ = Tensor::zeros(context, {offset}, master);
+  if (compute == DType::bf16) working_ = Tensor::zeros(context, {offset}, compute);
+  for (Entry& entry : entries_) place(entry);
+}
+
+void ParameterStore::place(Entry& entry) {
+  if (entry.whole) {
+    entry.parameter.value = entry.select(entry.whole->parameter.value);
+    entry.parameter.grad = entry.select(entry.whole->parameter.grad);
+    return;
+  }
+  const NamedTensor& first = tensors_[entry.first_tensor];
+  int64_t rows = 0;
+  for (size_t i = 0; i < entry.tensor_count; ++i) rows += tensors_[entry.first_tensor + i].rows;
+  const Shape shape = first.columns ? Shape{rows, first.columns} : Shape{rows};
+  entry.parameter.value = at(working_.defined() ? working_ : master_, first.offset, shape);
+  entry.parameter.grad = at(grad_, first.offset, shape);
+}
+
+void ParameterStore::initialize(uint64_t seed) {
+  std::vector<float> values;
+  for (const NamedTensor& tensor : tensors_) {
+    values.assign(static_cast<size_t>(tensor.elements()), static_cast<float>(tensor.init.constant));
+    if (tensor.init.std > 0) {
+      const uint64_t stream = stream_of(tensor.path);
+#pragma omp parallel for
+      for (size_t i = 0; i < values.size(); ++i)
+        values[i] += static_cast<float>(tensor.init.std * normal(seed, static_cast<uint64_t>(i), stream));
+    }
+    write(tensor, values.data());
+  }
+  refresh_working();
+}
+
+void ParameterStore::read(const NamedTensor& tensor, float* data) const {
+  const View from = at(master_, tensor.offset, tensor.shape());
+  if (master_.dtype() == DType::f32) return context().copy_to_host(data, from.data, from.bytes());
+  const double* values = from.as<double>();
+  for (int64_t i = 0; i < tensor.elements(); ++i) data[i] = static_cast<float>(values[i]);
+}
+
+void ParameterStore::write(const NamedTensor& tensor, const float* data) {
+  const View to = at(master_, tensor.offset, tensor.shape());
+  if (master_.dtype() == DType::f32) return context().copy_from_host(to.data, data, to.bytes());
+  double* values = to.as<double>();
+  for (int64_t i = 0; i < tensor.elements(); ++i) values[i] = data[i];
+}
+
+void ParameterStore::refresh_working() {
+  if (working_.defined()) launch(context(), Convert{.out = working_.view(), .x = master_.view()});
+}
+
+void ParameterStore::begin_step() {
+  for (Entry& entry : entries_) entry.parameter.begin_step();
+}
+
+void ParameterStore::end_step() {
+  for (Entry& entry : entries_) {
+    if (!entry.windowed && !entry.parameter.written) launch(context(), Fill{.out = entry.parameter.grad, .value = 0});
+  }
+}
+
+View ParameterStore::slice(const Tensor& flat, const Span& span) const {
+  return at(flat, span.begin, {span.size});
+}
+
+}  // namespace egmla

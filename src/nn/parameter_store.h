@@ -1,0 +1,103 @@
+// All parameters of a model in flat buffers: master values and gradients in f32 (f64 in tests), and on CUDA a bf16
+// working copy that AdamW keeps current. Declared first (no memory: `inspect` stops there), then allocated.
+// A parameter may be several named tensors stacked by rows (q, k, v in one product); names are Hugging Face's.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "autograd/parameter.h"
+#include "core/tensor.h"
+
+namespace egmla {
+
+// How the optimizer treats a parameter; each group is one contiguous span of the buffers.
+enum class ParameterGroup : uint8_t { matrix, vector, gate_table };
+constexpr int kParameterGroups = 3;
+
+// Initial values: constant + N(0, std).
+struct Init {
+  double std = 0;
+  double constant = 0;
+};
+
+// A named tensor, as checkpoints and exports know it: [rows, columns], or [rows] when columns is 0.
+struct NamedTensor {
+  std::string path;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  Init init{};
+  ParameterGroup group = ParameterGroup::matrix;
+  int64_t offset = 0;  // in elements of the flat buffers, set by allocate()
+
+  Shape shape() const { return columns ? Shape{rows, columns} : Shape{rows}; }
+  int64_t elements() const { return rows * (columns ? columns : 1); }
+};
+
+// Elements [begin, begin + size) of the flat buffers.
+struct Span {
+  int64_t begin = 0;
+  int64_t size = 0;
+};
+
+class ParameterStore {
+ public:
+  ParameterStore() = default;
+  ParameterStore(const ParameterStore&) = delete;
+  ParameterStore& operator=(const ParameterStore&) = delete;
+
+  // Declares a parameter of tensors stacked along axis 0. All have the same columns and group. The pointer stays valid.
+  Parameter* add(std::vector<NamedTensor> parts);
+  // A strided window of a declared parameter that is trained through the windows alone; together they cover it.
+  Parameter* window(Parameter* whole, std::function<View(const View&)> select);
+  // The parameter whose first tensor has this path, or null.
+  Parameter* find(const std::string& path);
+
+  const std::vector<NamedTensor>& tensors() const { return tensors_; }
+  int64_t elements(ParameterGroup group) const;  // without padding
+  int64_t elements() const;
+
+  // Places every parameter; `compute` is the dtype ops read (f32, f64 or bf16).
+  void allocate(Context& context, DType compute);
+  bool allocated() const { return master_.defined(); }
+  // Draws every tensor from (seed, its path): independent of order, layout and world size.
+  void initialize(uint64_t seed);
+
+  // Reads and writes one tensor of the master copy, row-major; `data` holds elements() values.
+  void read(const NamedTensor& tensor, float* data) const;
+  void write(const NamedTensor& tensor, const float* data);
+  // Rounds the master copy into the working copy, after write().
+  void refresh_working();
+
+  // A step begins: gradients are overwritten by their first writer. It ends: what nothing wrote is zero.
+  void begin_step();
+  void end_step();
+
+  Context& context() const { return master_.context(); }
+  const Tensor& master() const { return master_; }
+  const Tensor& grad() const { return grad_; }
+  const Tensor& working() const { return working_; }  // undefined when ops read the master copy
+  Span span(ParameterGroup group) const { return spans_[static_cast<size_t>(group)]; }
+  // A window of a flat buffer of the master's layout.
+  View slice(const Tensor& flat, const Span& span) const;
+
+ private:
+  struct Entry {
+    Parameter parameter;
+    size_t first_tensor = 0, tensor_count = 0;
+    Entry* whole = nullptr;  // of a window
+    std::function<View(const View&)> select;
+    bool windowed = false;  // a whole that is trained through its windows
+  };
+  void place(Entry& entry);
+
+  std::deque<Entry> entries_;
+  std::vector<NamedTensor> tensors_;
+  std::vector<Span> spans_ = std::vector<Span>(kParameterGroups);
+  Tensor master_, grad_, working_;
+};
+
+}  // namespace egmla

@@ -1,0 +1,95 @@
+#include "nn/transformer.h"
+
+#include "kernels/layout.h"
+
+namespace egmla {
+
+Transformer::Transformer(const ModelConfig& model) : model_(model) {
+  const Init init{.std = model.initializer_range};
+  embedding_ = store_.add(
+      {{.path = "model.embed_tokens.weight", .rows = model.vocab_size, .columns = model.hidden_size, .init = init}});
+  for (int64_t layer = 0; layer < model.num_hidden_layers; ++layer) {
+    const std::string path = fmt::format("model.layers.{}.", layer);
+    Norm attention_norm(model, path + "input_layernorm", store_);
+    auto attention = make_attention(model, layer, store_);
+    Norm ffn_norm(model, path + "post_attention_layernorm", store_);
+    blocks_.push_back({attention_norm, std::move(attention), ffn_norm, FeedForward(model, path + "mlp.", store_)});
+  }
+  final_norm_ = std::make_unique<Norm>(model, "model.norm", store_);
+  head_ = model.tie_word_embeddings
+              ? embedding_
+              : store_.add(
+                    {{.path = "lm_head.weight", .rows = model.vocab_size, .columns = model.hidden_size, .init = init}});
+}
+
+void Transformer::allocate(Context& context, DType dtype) {
+  dtype_ = dtype;
+  store_.allocate(context, dtype);
+  const DType table = dtype == DType::f64 ? DType::f64 : DType::f32;
+  if (blocks_.empty()) return;
+  const ops::RopeTable rope =
+      ops::make_rope_table(context, model_.max_position_embeddings, blocks_.front().attention->rope_width(),
+                           model_.rope_theta, model_.interleaved_rope(), table);
+  for (Block& block : blocks_) block.attention->use_rope(rope);
+}
+
+Var Transformer::trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* caches) {
+  check(batch.past + batch.length() <= model_.max_position_embeddings,
+        "model: {} positions asked, max_position_embeddings is {}", batch.past + batch.length(),
+        model_.max_position_embeddings);
+  Var x = ops::embedding(tape, batch.tokens, *embedding_);
+  if (blocks_.empty()) return (*final_norm_)(x);
+  Var h = blocks_.front().attention_norm(x);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const Block& block = blocks_[layer];
+    const Var mixed = block.attention->forward(h, batch, caches ? &(*caches)[layer] : nullptr);
+    std::tie(x, h) = block.ffn_norm.after_sum(x, mixed);
+    const Norm& next = layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : *final_norm_;
+    std::tie(x, h) = next.after_sum(x, block.ffn(h));
+  }
+  return h;
+}
+
+ops::HeadLoss Transformer::loss(Tape& tape, const Batch& batch, double loss_scale) {
+  return ops::head_loss(trunk(tape, batch, nullptr), *head_, batch.targets, loss_scale);
+}
+
+Tensor Transformer::next_logits(const Batch& batch, std::vector<LayerCache>& caches) {
+  Context& context = store_.context();
+  Tape tape(context, Tape::Mode::inference);
+  const Tensor h = trunk(tape, batch, &caches).value;
+  const Tensor last = Tensor::empty(context, {batch.rows(), 1, model_.hidden_size}, h.dtype());
+  launch(context, Copy{.out = last.view(), .x = h.view().middle(batch.length() - 1, 1)});
+  return ops::head_logits(last, *head_);
+}
+
+std::vector<LayerCache> Transformer::make_caches(int64_t B, int64_t capacity) const {
+  std::vector<LayerCache> caches;
+  for (const Block& block : blocks_)
+    caches.push_back({Tensor::zeros(store_.context(), {B, capacity, block.attention->cache_width()}, dtype_)});
+  return caches;
+}
+
+int64_t Transformer::cache_elements() const {
+  int64_t sum = 0;
+  for (const Block& block : blocks_) sum += block.attention->cache_width();
+  return sum;
+}
+
+int64_t Transformer::matmul_parameters() const {
+  int64_t sum = 0;
+  for (const NamedTensor& tensor : store_.tensors()) {
+    const bool looked_up = tensor.group == ParameterGroup::gate_table ||
+                           (!model_.tie_word_embeddings && tensor.path == "model.embed_tokens.weight");
+    if (tensor.columns && !looked_up) sum += tensor.elements();
+  }
+  return sum;
+}
+
+double Transformer::flops_per_token(int64_t T) const {
+  double attention = 0;
+  for (const Block& block : blocks_) attention += block.attention->attention_flops(T);
+  return 6.0 * static_cast<double>(matmul_parameters()) + 3.0 * attention;
+}
+
+}  // namespace egmla

@@ -1,0 +1,61 @@
+// The decoder: x = x + Attn(norm(x), ids);  x = x + FFN(norm(x)), final norm, LM head (tied to the embedding or not).
+// Each sum and the norm that follows it run as one kernel, across block borders.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "nn/attention.h"
+#include "nn/layers.h"
+
+namespace egmla {
+
+class Transformer {
+ public:
+  // Declares all parameters; no memory is taken. Everything `inspect` tells is known from here on.
+  explicit Transformer(const ModelConfig& model);
+  Transformer(const Transformer&) = delete;
+  Transformer& operator=(const Transformer&) = delete;
+
+  // Takes memory on `context`; `dtype` is what activations and products use (f32, f64; bf16 on CUDA).
+  void allocate(Context& context, DType dtype);
+
+  // loss_scale * sum of token losses, and each token's loss. Batch::targets must be there.
+  ops::HeadLoss loss(Tape& tape, const Batch& batch, double loss_scale);
+  // Logits [B, 1, V] of the last token of each row, through the caches (one a layer).
+  Tensor next_logits(const Batch& batch, std::vector<LayerCache>& caches);
+  // An empty cache for B sequences of up to `capacity` tokens.
+  std::vector<LayerCache> make_caches(int64_t B, int64_t capacity) const;
+
+  const ModelConfig& config() const { return model_; }
+  ParameterStore& parameters() { return store_; }
+  const ParameterStore& parameters() const { return store_; }
+  DType dtype() const { return dtype_; }
+
+  // Cached elements per token, all layers.
+  int64_t cache_elements() const;
+  // Weights that enter a matrix product (tied embeddings once, as the head).
+  int64_t matmul_parameters() const;
+  // FLOPs of matrix products per token, forward and backward: 6 x matmul_parameters + 3 x attention, causal as half.
+  double flops_per_token(int64_t T) const;
+
+ private:
+  struct Block {
+    Norm attention_norm;
+    std::unique_ptr<Attention> attention;
+    Norm ffn_norm;
+    FeedForward ffn;
+  };
+  // Final norm's output.
+  Var trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* caches);
+
+  ModelConfig model_;
+  ParameterStore store_;
+  DType dtype_ = DType::f32;
+  Parameter* embedding_ = nullptr;
+  std::vector<Block> blocks_;
+  std::unique_ptr<Norm> final_norm_;
+  Parameter* head_ = nullptr;  // the embedding when tied
+};
+
+}  // namespace egmla
