@@ -48,10 +48,10 @@ struct LogConfig {
 };
 
 struct TrainConfig {
-  int64_t max_steps = -1;   // exactly one of max_steps and max_tokens; -1: not given
-  int64_t max_tokens = -1;
-  int64_t stop_at_step = 0;  // ends a launch early; 0: off
-  int64_t batch_tokens = 0;  // tokens of a global step
+  int64_t max_steps = -1;        // -1: not given; load_config computes it from max_tokens
+  int64_t max_tokens = -1;       // -1: not given
+  int64_t stop_at_step = 0;      // ends a launch early; 0: off
+  int64_t batch_tokens = 0;      // tokens of a global step
   int64_t micro_batch_size = 0;  // sequences of a forward pass; 0: chosen to divide the batch
   double grad_clip = 1.0;        // 0: off
   bool skip_nonfinite = false;
@@ -94,11 +94,16 @@ Config load_config(const std::string& file, const std::vector<std::string>& over
 // The same from text already in memory (a checkpoint's configuration); `name` stands in messages.
 Config parse_config(const std::string& yaml, const std::string& name, const std::vector<std::string>& overrides);
 
-// Every key with its value as YAML that load_config reads back to an equal Config; with_origin adds "# origin" comments.
+// Every key with its value as YAML that load_config reads back to an equal Config; with_origin adds "# origin"
+// comments.
 std::string resolved_yaml(const Config& config, bool with_origin);
 
-// Keys whose values differ, as "key: a -> b", leaving out those in `ignored` (a key or a section prefix such as "train.log").
+// Keys whose values differ, as "key: a -> b", leaving out those in `ignored` (a key or a section prefix such as
+// "train.log").
 std::vector<std::string> config_differences(const Config& a, const Config& b, const std::vector<std::string>& ignored);
+
+// The keys and sections that may change between launches of one run directory; `ignored` for config_differences.
+const std::vector<std::string>& resumable_keys();
 
 // docs/configuration.md, generated from the key table.
 std::string configuration_reference();
