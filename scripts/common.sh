@@ -28,4 +28,24 @@ as_root() {
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 
-has_cuda_toolkit() { command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; }
+# nvcc 12 or later, which C++20 needs.
+has_cuda_toolkit() {
+  local nvcc release
+  nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+  release=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+  [[ ${release:-0} -ge 12 ]]
+}
+
+# configure PRESET: CMake remembers that it found no CUDA compiler; a toolkit installed since needs a fresh start.
+configure() {
+  local fresh=()
+  if has_cuda_toolkit && grep -qs '^CMAKE_CUDA_COMPILER:.*NOTFOUND' build/CMakeCache.txt; then fresh=(--fresh); fi
+  cmake "${fresh[@]}" --preset "$1"
+}
+
+# run_ctest FOLDER: a few tests at once, each with few threads that sleep while they wait, or they starve one another.
+run_ctest() {
+  local jobs
+  jobs=$(nproc)
+  OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ctest --test-dir "$1" --output-on-failure -j "$((jobs < 8 ? jobs : 8))"
+}

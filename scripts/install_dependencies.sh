@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs from the distribution's packages (Debian 12, Ubuntu 24.04).
-#   scripts/install_dependencies.sh          compiler, build tools, libraries
-#   scripts/install_dependencies.sh --test   also what the checks use: Python, clang-format, shellcheck
+#   scripts/install_dependencies.sh                       compiler, build tools, libraries
+#   scripts/install_dependencies.sh [--test] [--format]   also what the checks use: Python; clang-format, shellcheck
 # When everything is there it changes nothing and needs no network.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -9,14 +9,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 tools=(g++:g++ make:make git:git cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin)
 libraries=(libc6-dev libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
   libopenblas-openmp-dev libopenmpi-dev zlib1g-dev libzstd-dev libgtest-dev)
-case "${1:-}" in
-  "") ;;
-  --test)
-    tools+=(python3:python3 clang-format:clang-format shellcheck:shellcheck)
-    libraries+=(python3-venv ca-certificates)
-    ;;
-  *) die "unknown argument '$1'; usage: scripts/install_dependencies.sh [--test]" ;;
-esac
+for argument in "$@"; do
+  case $argument in
+    --test)
+      tools+=(python3:python3)
+      libraries+=(python3-venv ca-certificates)
+      ;;
+    --format) tools+=(clang-format-14:clang-format-14 shellcheck:shellcheck) ;;
+    *) die "unknown argument '$argument'; usage: scripts/install_dependencies.sh [--test] [--format]" ;;
+  esac
+done
 
 cmake_is_recent() {
   local version
