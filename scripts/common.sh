@@ -26,6 +26,14 @@ as_root() {
   fi
 }
 
+# install_packages NAME...: by apt, from refreshed lists where the network allows.
+install_packages() {
+  as_root true || return 1
+  as_root apt-get -qq -o Acquire::Retries=3 update || note "apt-get update failed; trying with the package lists at hand."
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+    install --no-install-recommends "$@" >/dev/null
+}
+
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 
 # nvcc 12 or later, which C++20 needs.

@@ -9,7 +9,7 @@ name=${1:-kjv}
 out=$root/data/text/$name.txt
 mkdir -p "$root/data/text"
 
-# Unpacks packages into a folder of their own: nothing is installed, no rights are needed.
+# Unpacks packages that are data alone into a folder of their own: nothing is installed, no rights are needed.
 unpack() {
   (
     cd "$work"
@@ -30,13 +30,12 @@ kjv_bytes=4137850
 kjv_is_whole() { [[ $(wc -l <"$1") -eq $kjv_verses && $(wc -c <"$1") -eq $kjv_bytes ]]; }
 
 fetch_kjv() {
-  local program=(bible)
   if ! command -v bible >/dev/null; then
-    unpack bible-kjv bible-kjv-text
-    program=("$work/files/usr/bin/bible" -p "$work/files/usr/lib")
+    note "Installing: bible-kjv bible-kjv-text"
+    install_packages bible-kjv bible-kjv-text || die "kjv: apt could not install bible-kjv and bible-kjv-text (as root?)"
   fi
   # Lines come as "Ge1:1 In the beginning ...".
-  "${program[@]}" -f gen1:1-rev22:21 | sed -E 's/^[0-9]?[A-Za-z]+[0-9]+:[0-9]+ //' >"$1"
+  bible -f gen1:1-rev22:21 | sed -E 's/^[0-9]?[A-Za-z]+[0-9]+:[0-9]+ //' >"$1"
   kjv_is_whole "$1" ||
     die "kjv: $(wc -l <"$1") verses, $(wc -c <"$1") bytes; expected $kjv_verses and $kjv_bytes; is bible-kjv-text whole?"
 }

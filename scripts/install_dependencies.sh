@@ -44,17 +44,19 @@ missing_libraries() {
   done
 }
 
+list_missing() { missing_tools && missing_libraries; }
+
 # Without apt nothing can be installed; the build may still work with what is there, and CMake names what is not.
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   note "This system has no apt. The build needs these packages of Debian, under whatever name they have here:"
   note "$(printf '%s ' "${tools[@]#*:}" "${libraries[@]}")"
-  mapfile -t missing < <(missing_tools)
+  read -ra missing <<<"$(missing_tools | tr '\n' ' ')"
   [[ ${#missing[@]} -eq 0 ]] || die "not found: ${missing[*]}; install them and run this again"
   note "The tools are there; going on."
   exit 0
 fi
 
-mapfile -t missing < <(missing_tools; missing_libraries)
+read -ra missing <<<"$(list_missing | tr '\n' ' ')"
 if [[ ${#missing[@]} -eq 0 ]]; then
   note "All packages are there: nothing to install."
   exit 0
@@ -62,14 +64,11 @@ fi
 
 note "Installing: ${missing[*]}"
 by_hand="apt-get install ${missing[*]}"
-as_root true || die "installing needs root and there is no sudo; run as root: $by_hand"
-as_root apt-get -qq -o Acquire::Retries=3 update || note "apt-get update failed; trying with the package lists at hand."
-as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
-  install --no-install-recommends "${missing[@]}" >/dev/null ||
-  die "apt could not install them (on Ubuntu they need the component 'universe'); try by hand: $by_hand"
+install_packages "${missing[@]}" ||
+  die "could not install them; it needs root or sudo, and on Ubuntu the component 'universe'. By hand: $by_hand"
 
 hash -r
 cmake_is_recent || die "$(command -v cmake) is older than 3.25; put a newer CMake first in PATH"
-mapfile -t missing < <(missing_tools; missing_libraries)
+read -ra missing <<<"$(list_missing | tr '\n' ' ')"
 [[ ${#missing[@]} -eq 0 ]] || die "still missing after the installation: ${missing[*]}"
 note "Installed."
