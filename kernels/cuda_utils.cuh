@@ -1,0 +1,207 @@
+// Shared by the CUDA kernels: the one launcher, dtype dispatch, 16-byte loads and stores with a fallback for what is
+// not aligned, reductions in a fixed order. Arithmetic is f32 whatever the storage; accumulation orders depend on
+// shapes alone, so results repeat bit for bit.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstring>
+#include <initializer_list>
+
+#include "core/cuda_state.h"
+#include "core/view.h"
+
+namespace egmla {
+
+using bf16 = __nv_bfloat16;
+
+template <>
+struct DTypeOf<bf16> {
+  static constexpr DType value = DType::bf16;
+};
+
+// Runs a kernel on the context's stream and checks the launch; an empty grid is no work.
+template <class Kernel, class... Args>
+void launch_kernel(CudaContext& context, const char* name, dim3 grid, dim3 block, size_t shared, Kernel* kernel,
+                   const Args&... args) {
+  constexpr size_t kSharedWithoutAsking = 48 * 1024;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared > kSharedWithoutAsking)
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared)),
+               name);
+  kernel<<<grid, block, shared, context.state().stream>>>(args...);
+  context.state().check_launch(name);
+}
+
+namespace gpu {
+
+// Calls function(T{}) with T = float or bf16.
+template <class F>
+void for_float(DType dtype, const char* kernel, F&& function) {
+  if (dtype == DType::f32) return function(float{});
+  if (dtype == DType::bf16) return function(bf16{});
+  fail("{}: the CUDA back end computes in f32 or bf16, found {}", kernel, name_of(dtype));
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+__device__
+inline float to_float(float x) {
+  return x;
+}
+__device__
+inline float to_float(bf16 x) {
+  return __bfloat162float(x);
+}
+
+// ---- packets: what a thread moves at once ----
+
+constexpr int kPacket = 8;  // elements: 16 bytes of bf16, 32 of f32
+
+template <class T, int kSize = kPacket>
+struct alignas(kSize * sizeof(T) < 16 ? kSize * sizeof(T) : 16) Packet {
+  T values[kSize];
+  __device__
+  float operator[](int i) const { return to_float(values[i]); }
+};
+
+namespace detail {
+
+// Moves bytes in the widest words their alignment allows; both sides must be aligned to it.
+template <size_t kBytes>
+__device__
+inline void move_words(void* target, const void* source) {
+  using Word = std::conditional_t<kBytes % 16 == 0, uint4, std::conditional_t<kBytes % 8 == 0, uint2, uint32_t>>;
+#pragma unroll
+  for (size_t i = 0; i < kBytes / sizeof(Word); ++i)
+    static_cast<Word*>(target)[i] = static_cast<const Word*>(source)[i];
+}
+
+}  // namespace detail
+
+// Reads `count` <= kSize elements, zero beyond. `wide`: source is aligned for vector loads.
+template <int kSize = kPacket, class T>
+__device__
+inline Packet<T, kSize> load(const T* source, bool wide, int count) {
+  Packet<T, kSize> out;
+  if (wide && count >= kSize) {
+    detail::move_words<sizeof(out)>(&out, source);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) out.values[i] = i < count ? source[i] : T(0.0f);
+  }
+  return out;
+}
+
+template <int kSize, class T>
+__device__
+inline void store(T* target, const Packet<T, kSize>& packet, bool wide, int count) {
+  if (wide && count >= kSize) {
+    detail::move_words<sizeof(packet)>(target, &packet);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      if (i < count) target[i] = packet.values[i];
+    }
+  }
+}
+
+// Rounds floats to T.
+template <int kSize>
+__device__
+inline void round_to(Packet<float, kSize>& packet, const float (&values)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) packet.values[i] = values[i];
+}
+
+template <int kSize>
+__device__
+inline void round_to(Packet<bf16, kSize>& packet, const float (&values)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; i += 2) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(values[i], values[i + 1]);
+    packet.values[i] = pair.x;
+    packet.values[i + 1] = pair.y;
+  }
+}
+
+template <int kSize, class T>
+__device__
+inline void store_floats(T* target, const float (&values)[kSize], bool wide, int count) {
+  Packet<T, kSize> packet;
+  round_to(packet, values);
+  store(target, packet, wide, count);
+}
+
+// Whether every row of the view starts at a multiple of 16 bytes, so that `load` and `store` may be wide.
+inline bool aligned(const View& view) {
+  if (!view.defined()) return true;
+  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) return false;
+  for (int axis = 0; axis + 1 < view.rank(); ++axis) {
+    if (view.size(axis) > 1 && static_cast<size_t>(view.stride(axis)) * size_of(view.dtype) % 16 != 0) return false;
+  }
+  return true;
+}
+
+inline bool all_aligned(std::initializer_list<View> views) {
+  for (const View& view : views) {
+    if (!aligned(view)) return false;
+  }
+  return true;
+}
+
+// ---- reductions: butterflies, so that every lane holds the same sum of the same order ----
+
+template <class T>
+__device__
+inline T warp_sum(T value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}
+
+__device__
+inline float warp_max(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
+  return value;
+}
+
+// Sum over a one-dimensional block whose size is a multiple of 32; every thread receives it.
+template <class T>
+__device__
+inline T block_sum(T value) {
+  __shared__ T scratch[32];
+  value = warp_sum(value);
+  __syncthreads();  // readers of an earlier call are done
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : T(0));
+}
+
+__device__
+inline float block_max(float value) {
+  __shared__ float scratch[32];
+  value = warp_max(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  return warp_max(scratch[threadIdx.x % 32 < blockDim.x / 32 ? threadIdx.x % 32 : 0]);
+}
+
+// ---- accurate enough under fast math, where tanhf alone is good to three digits ----
+
+__device__
+inline float sigmoid(float x) {
+  return 1.0f / (1.0f + __expf(-x));
+}
+__device__
+inline float tanh_of(float x) {
+  return 1.0f - 2.0f / (__expf(2.0f * x) + 1.0f);
+}
+
+}  // namespace gpu
+}  // namespace egmla

@@ -1,0 +1,169 @@
+// Memory comes from cudaMalloc once and is then handed round: all work runs on one stream, so a block that is released
+// while kernels still read it may be given out at once, since its next user stands behind them in the stream.
+#include "core/context_cuda.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+#include "core/cuda_state.h"
+
+namespace egmla {
+namespace {
+
+// Sizes are rounded so that nearly equal tensors share blocks: to 256 bytes below 4 KiB, to 4 KiB above.
+size_t rounded(size_t bytes) {
+  const size_t step = bytes < 4096 ? 256 : 4096;
+  return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
+}
+
+// Blocks cached under other sizes go back to the driver: the last resort before giving up.
+void return_free_blocks(CudaContext::State& state) {
+  check_cuda(cudaStreamSynchronize(state.stream), "cudaStreamSynchronize");
+  for (auto& [size, blocks] : state.free) {
+    for (void* block : blocks) check_cuda(cudaFree(block), "cudaFree");
+    state.memory.reserved -= static_cast<int64_t>(size * blocks.size());
+    blocks.clear();
+  }
+}
+
+void* allocate_from_driver(CudaContext::State& state, size_t size) {
+  void* data = nullptr;
+  cudaError_t status = cudaMalloc(&data, size);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: forget it
+    return_free_blocks(state);
+    status = cudaMalloc(&data, size);
+  }
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    fail(
+        "cuda: out of memory: {} bytes asked, {} in use, {} reserved, {} of {} free on {}; lower "
+        "train.micro_batch_size or "
+        "set train.recompute to light or full",
+        size, state.memory.in_use, state.memory.reserved, free, total, state.name);
+  }
+  check_cuda(status, "cudaMalloc");
+  state.memory.reserved += static_cast<int64_t>(size);
+  return data;
+}
+
+}  // namespace
+
+void check_cuda(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) [[likely]]
+    return;
+  fail("{}: {} ({}); EGMLA_CHECK=sync names the kernel at fault", what, cudaGetErrorString(status),
+       cudaGetErrorName(status));
+}
+
+void check_cublas(cublasStatus_t status, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) [[likely]]
+    return;
+  fail("{}: cuBLASLt: {}", what, cublasLtGetStatusString(status));
+}
+
+void CudaContext::State::check_launch(const char* kernel) const {
+  check_cuda(cudaGetLastError(), kernel);
+  if (!check_every_launch) [[likely]]
+    return;
+  const cudaError_t status = cudaStreamSynchronize(stream);
+  check(status == cudaSuccess, "{}: the kernel failed: {}", kernel, cudaGetErrorString(status));
+}
+
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+CudaContext::CudaContext(CudaDevice device) : state_(std::make_unique<State>()) {
+  const int count = cuda_device_count();
+  check(device.ordinal >= 0 && device.ordinal < count,
+        "cuda: device {} asked, {} found; set run.device to cpu or see nvidia-smi", device.ordinal, count);
+  State& state = *state_;
+  state.ordinal = device.ordinal;
+  check_cuda(cudaSetDevice(device.ordinal), "cudaSetDevice");
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, device.ordinal), "cudaGetDeviceProperties");
+  state.name = properties.name;
+  state.multiprocessors = properties.multiProcessorCount;
+  state.capability = properties.major * 10 + properties.minor;
+  check(state.capability >= 80,
+        "cuda: {} has compute capability {}.{}; 8.0 or later is needed, or set run.device to cpu", state.name,
+        properties.major, properties.minor);
+  const char* mode = std::getenv("EGMLA_CHECK");
+  state.check_every_launch = mode != nullptr && std::string_view(mode) == "sync";
+  check_cuda(cudaStreamCreateWithFlags(&state.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_cublas(cublasLtCreate(&state.cublaslt), "cublasLtCreate");
+  check_cuda(cudaMalloc(&state.matmul_workspace, kMatmulWorkspace), "cuda: cuBLASLt's workspace");
+}
+
+// Errors are not raised here: after a fault every call would fail again, and its report is already on the way.
+CudaContext::~CudaContext() {
+  State& state = *state_;
+  cudaStreamSynchronize(state.stream);
+  for (auto& [size, blocks] : state.free) {
+    for (void* block : blocks) cudaFree(block);
+  }
+  cudaFree(state.matmul_workspace);
+  cublasLtDestroy(state.cublaslt);
+  cudaStreamDestroy(state.stream);
+}
+
+void* CudaContext::allocate(size_t bytes) {
+  State& state = *state_;
+  const size_t size = rounded(bytes);
+  auto& blocks = state.free[size];
+  void* data = nullptr;
+  if (!blocks.empty()) {
+    data = blocks.back();
+    blocks.pop_back();
+  } else {
+    data = allocate_from_driver(state, size);
+  }
+  state.memory.in_use += static_cast<int64_t>(size);
+  state.memory.peak = std::max(state.memory.peak, state.memory.in_use);
+  return data;
+}
+
+void CudaContext::release(void* data, size_t bytes) {
+  const size_t size = rounded(bytes);
+  state_->memory.in_use -= static_cast<int64_t>(size);
+  state_->free[size].push_back(data);
+}
+
+void CudaContext::copy(void* target, const void* source, size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, state_->stream), "cuda: device copy");
+}
+
+void CudaContext::copy_from_host(void* target, const void* source, size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, state_->stream),
+             "cuda: copy from the host");
+  synchronize();
+}
+
+void CudaContext::copy_to_host(void* target, const void* source, size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, state_->stream), "cuda: copy to the host");
+  synchronize();
+}
+
+void CudaContext::synchronize() {
+  check_cuda(cudaStreamSynchronize(state_->stream), "cuda: synchronize");
+}
+
+const char* CudaContext::name() const {
+  return state_->name.c_str();
+}
+
+MemoryUse& CudaContext::memory() {
+  return state_->memory;
+}
+
+}  // namespace egmla

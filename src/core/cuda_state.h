@@ -1,0 +1,55 @@
+// What files of the CUDA back end share: the stream, cuBLASLt's handle and plans, and checked calls.
+// Included by .cpp and .cu files of the back end alone.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <compare>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+
+namespace egmla {
+
+// Raises a runtime Error with CUDA's own text unless the status is success. `what` names the kernel or the call.
+void check_cuda(cudaError_t status, const char* what);
+void check_cublas(cublasStatus_t status, const char* what);
+
+constexpr size_t kMatmulWorkspace = size_t{64} << 20;
+
+// All that cuBLASLt's choice of an algorithm depends on, in its own column-major terms (kernels/matmul_cuda.cu).
+struct MatmulKey {
+  int64_t m = 0, n = 0, k = 0;
+  int64_t lda = 0, ldb = 0, ldc = 0;
+  int32_t transpose_a = 0, transpose_b = 0;
+  int32_t bf16_in = 0, bf16_out = 0, accumulate = 0;
+  int32_t align_a = 0, align_b = 0, align_c = 0;  // bytes, a power of two up to 256
+  auto operator<=>(const MatmulKey&) const = default;
+};
+
+struct MatmulPlan {
+  cublasLtMatmulAlgo_t algorithm{};
+  bool accepted = false;  // by this process's library; false for a plan just read from a file
+};
+
+struct CudaContext::State {
+  int ordinal = 0;
+  std::string name;
+  int multiprocessors = 0;
+  int capability = 0;  // 80, 90, ...
+  cudaStream_t stream = nullptr;
+  cublasLtHandle_t cublaslt = nullptr;
+  void* matmul_workspace = nullptr;  // kMatmulWorkspace bytes, used by one product at a time in stream order
+  std::map<MatmulKey, MatmulPlan> matmul_plans;
+  bool check_every_launch = false;  // EGMLA_CHECK=sync: wait after every kernel, so that a fault names its kernel
+  std::map<size_t, std::vector<void*>> free;  // rounded size -> blocks
+  MemoryUse memory;
+
+  // Called after each launch.
+  void check_launch(const char* kernel) const;
+};
+
+}  // namespace egmla
