@@ -63,8 +63,8 @@ if [[ $(cat "$data/source_id" 2>/dev/null) == "$source_id" ]]; then
 else
   rm -rf "$data"
   mkdir -p data
-  vocabulary=$("$egmla" config "configs/$config.yaml" | sed -n 's/^ *vocab_size: *\([0-9]*\).*/\1/p')
-  "$egmla" tokenizer train "$text" --vocab-size "${vocabulary:-2048}" --out "data/$config.tokenizer.json"
+  vocabulary=$(sed -n 's/^ *vocab_size: *\([0-9]*\).*/\1/p' "configs/$config.yaml")
+  "$egmla" tokenizer train "$text" --vocab-size "$vocabulary" --out "data/$config.tokenizer.json"
   "$egmla" data prepare "$text" --tokenizer "data/$config.tokenizer.json" --out "$data" --val-fraction 0.1
   echo "$source_id" >"$data/source_id"
 fi
