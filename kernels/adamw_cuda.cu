@@ -11,8 +11,7 @@ constexpr int kThreads = 256;
 constexpr int kWidth = 4;  // f32 elements a thread handles at once: one 16-byte access an array
 
 // Reads 4 bytes an element. Block p owns packets [n p / P, n (p + 1) / P).
-__global__
-void square_sum_kernel(float* partials, const float* x, int64_t n, bool wide) {
+__global__ void square_sum_kernel(float* partials, const float* x, int64_t n, bool wide) {
   const int64_t packets = gpu::ceil_div(n, kWidth);
   const int64_t begin = packets * blockIdx.x / gridDim.x, end = packets * (blockIdx.x + 1) / gridDim.x;
   float sum = 0;
@@ -26,8 +25,7 @@ void square_sum_kernel(float* partials, const float* x, int64_t n, bool wide) {
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-__global__
-void grad_norm_kernel(float* norm, const float* partials, int count) {
+__global__ void grad_norm_kernel(float* norm, const float* partials, int count) {
   double sum = 0;
   for (int p = static_cast<int>(threadIdx.x); p < count; p += kThreads) sum += static_cast<double>(partials[p]);
   sum = gpu::block_sum(sum);
@@ -47,8 +45,7 @@ struct AdamWArgs {
   bool wide;
 };
 
-__global__
-void __launch_bounds__(kThreads) adamw_kernel(AdamWArgs a) {
+__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArgs a) {
   const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
   if (at >= a.n) return;
   const float norm = *a.grad_norm;

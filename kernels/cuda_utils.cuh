@@ -48,12 +48,10 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-__device__
-inline float to_float(float x) {
+__device__ inline float to_float(float x) {
   return x;
 }
-__device__
-inline float to_float(bf16 x) {
+__device__ inline float to_float(bf16 x) {
   return __bfloat162float(x);
 }
 
@@ -64,16 +62,14 @@ constexpr int kPacket = 8;  // elements: 16 bytes of bf16, 32 of f32
 template <class T, int kSize = kPacket>
 struct alignas(kSize * sizeof(T) < 16 ? kSize * sizeof(T) : 16) Packet {
   T values[kSize];
-  __device__
-  float operator[](int i) const { return to_float(values[i]); }
+  __device__ float operator[](int i) const { return to_float(values[i]); }
 };
 
 namespace detail {
 
 // Moves bytes in the widest words their alignment allows; both sides must be aligned to it.
 template <size_t kBytes>
-__device__
-inline void move_words(void* target, const void* source) {
+__device__ inline void move_words(void* target, const void* source) {
   using Word = std::conditional_t<kBytes % 16 == 0, uint4, std::conditional_t<kBytes % 8 == 0, uint2, uint32_t>>;
 #pragma unroll
   for (size_t i = 0; i < kBytes / sizeof(Word); ++i)
@@ -84,8 +80,7 @@ inline void move_words(void* target, const void* source) {
 
 // Reads `count` <= kSize elements, zero beyond. `wide`: source is aligned for vector loads.
 template <int kSize = kPacket, class T>
-__device__
-inline Packet<T, kSize> load(const T* source, bool wide, int count) {
+__device__ inline Packet<T, kSize> load(const T* source, bool wide, int count) {
   Packet<T, kSize> out;
   if (wide && count >= kSize) {
     detail::move_words<sizeof(out)>(&out, source);
@@ -97,8 +92,7 @@ inline Packet<T, kSize> load(const T* source, bool wide, int count) {
 }
 
 template <int kSize, class T>
-__device__
-inline void store(T* target, const Packet<T, kSize>& packet, bool wide, int count) {
+__device__ inline void store(T* target, const Packet<T, kSize>& packet, bool wide, int count) {
   if (wide && count >= kSize) {
     detail::move_words<sizeof(packet)>(target, &packet);
   } else {
@@ -111,15 +105,13 @@ inline void store(T* target, const Packet<T, kSize>& packet, bool wide, int coun
 
 // Rounds floats to T.
 template <int kSize>
-__device__
-inline void round_to(Packet<float, kSize>& packet, const float (&values)[kSize]) {
+__device__ inline void round_to(Packet<float, kSize>& packet, const float (&values)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) packet.values[i] = values[i];
 }
 
 template <int kSize>
-__device__
-inline void round_to(Packet<bf16, kSize>& packet, const float (&values)[kSize]) {
+__device__ inline void round_to(Packet<bf16, kSize>& packet, const float (&values)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; i += 2) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(values[i], values[i + 1]);
@@ -129,8 +121,7 @@ inline void round_to(Packet<bf16, kSize>& packet, const float (&values)[kSize]) 
 }
 
 template <int kSize, class T>
-__device__
-inline void store_floats(T* target, const float (&values)[kSize], bool wide, int count) {
+__device__ inline void store_floats(T* target, const float (&values)[kSize], bool wide, int count) {
   Packet<T, kSize> packet;
   round_to(packet, values);
   store(target, packet, wide, count);
@@ -156,15 +147,13 @@ inline bool all_aligned(std::initializer_list<View> views) {
 // ---- reductions: butterflies, so that every lane holds the same sum of the same order ----
 
 template <class T>
-__device__
-inline T warp_sum(T value) {
+__device__ inline T warp_sum(T value) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
   return value;
 }
 
-__device__
-inline float warp_max(float value) {
+__device__ inline float warp_max(float value) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
   return value;
@@ -172,8 +161,7 @@ inline float warp_max(float value) {
 
 // Sum over a one-dimensional block whose size is a multiple of 32; every thread receives it.
 template <class T>
-__device__
-inline T block_sum(T value) {
+__device__ inline T block_sum(T value) {
   __shared__ T scratch[32];
   value = warp_sum(value);
   __syncthreads();  // readers of an earlier call are done
@@ -182,8 +170,7 @@ inline T block_sum(T value) {
   return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : T(0));
 }
 
-__device__
-inline float block_max(float value) {
+__device__ inline float block_max(float value) {
   __shared__ float scratch[32];
   value = warp_max(value);
   __syncthreads();
@@ -194,12 +181,10 @@ inline float block_max(float value) {
 
 // ---- accurate enough under fast math, where tanhf alone is good to three digits ----
 
-__device__
-inline float sigmoid(float x) {
+__device__ inline float sigmoid(float x) {
   return 1.0f / (1.0f + __expf(-x));
 }
-__device__
-inline float tanh_of(float x) {
+__device__ inline float tanh_of(float x) {
   return 1.0f - 2.0f / (__expf(2.0f * x) + 1.0f);
 }
 
