@@ -37,12 +37,15 @@ class Collector {
       if (node.IsMap()) collect_section(key + ".", node, settings);
       return;
     }
-    check_usage(find_config_key(key) != nullptr, "{}: unknown key '{}'; the nearest valid key is '{}'{}", place(line),
-                key, nearest_config_key(key), list_hint(key));
+    if (!find_config_key(key)) {
+      fail_usage("{}: unknown key '{}'; the nearest valid key is '{}'{}", place(line), key, nearest_config_key(key),
+                 list_hint(key));
+    }
     const auto [first, fresh] = lines_.try_emplace(key, line);
     check_usage(fresh, "{}: duplicate key '{}', first given in line {}; keep one", place(line), key, first->second);
     settings.erase(key);
-    if (!node.IsNull()) settings[key] = {node, place(line), override_text_.empty() ? place(line) : "command line"};
+    const std::string origin = override_text_.empty() ? place(line) : "command line";
+    if (!node.IsNull()) settings.emplace(key, Setting{node, place(line), origin});
   }
 
   void collect_section(const std::string& prefix, const YAML::Node& section, Settings& settings) {

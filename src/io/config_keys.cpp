@@ -302,12 +302,12 @@ bool is_config_section(std::string_view name) {
   return std::any_of(keys.begin(), keys.end(), [&](const ConfigKey& key) { return key.name.starts_with(prefix); });
 }
 
-// The last part counts twice more than its place: train.lr means train.optimizer.lr.
+// The last part counts more than its place: train.lr means train.optimizer.lr.
 std::string nearest_config_key(std::string_view name) {
   std::string best;
   size_t least = std::string::npos;
   const auto consider = [&](std::string_view candidate) {
-    const size_t distance = edit_distance(name, candidate) + 2 * edit_distance(last_part(name), last_part(candidate));
+    const size_t distance = edit_distance(name, candidate) + 5 * edit_distance(last_part(name), last_part(candidate));
     if (distance < least) {
       least = distance;
       best = candidate;
