@@ -19,7 +19,8 @@ if(NOT EGMLA_CUDA STREQUAL "OFF")
     target_link_libraries(egmla_cuda_dependencies INTERFACE CUDA::cudart CUDA::cublasLt)
     # fmt 9 turns its constexpr off under nvcc, and then its checked format strings do not compile.
     target_compile_options(egmla_flags INTERFACE
-      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --use_fast_math -DFMT_USE_CONSTEXPR=1 -Werror all-warnings -Xcompiler=-Wall,-Wextra>)
+      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --use_fast_math -DFMT_USE_CONSTEXPR=1 -Werror all-warnings -Xcompiler=-Wall,-Wextra>
+      $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:-Xcompiler=-Wno-restrict,-Wno-array-bounds,-Wno-stringop-overflow,-Wno-stringop-overread>)
   elseif(EGMLA_CUDA STREQUAL "ON")
     message(FATAL_ERROR "EGMLA_CUDA=ON but no CUDA compiler was found; install the CUDA toolkit (nvcc) or configure with -DEGMLA_CUDA=OFF")
   else()
