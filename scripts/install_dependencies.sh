@@ -6,7 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # A tool counts as present wherever it comes from; its package is installed only when it is missing.
-tools=(g++:g++ make:make git:git cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin)
+tools=(g++:g++ git:git cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin)
 libraries=(libc6-dev libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
   libopenblas-openmp-dev libopenmpi-dev zlib1g-dev libzstd-dev libgtest-dev)
 for argument in "$@"; do
@@ -50,9 +50,10 @@ list_missing() { missing_tools && missing_libraries; }
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   note "This system has no apt. The build needs these packages of Debian, under whatever name they have here:"
   note "$(printf '%s ' "${tools[@]#*:}" "${libraries[@]}")"
-  read -ra missing <<<"$(missing_tools | tr '\n' ' ')"
-  [[ ${#missing[@]} -eq 0 ]] || die "not found: ${missing[*]}; install them and run this again"
-  note "The tools are there; going on."
+  for tool in g++ cmake ninja; do
+    command -v "$tool" >/dev/null || die "$tool was not found; install it and run this again"
+  done
+  note "g++, cmake and ninja are there; going on."
   exit 0
 fi
 
