@@ -20,7 +20,7 @@ void check_cublas(cublasStatus_t status, const char* what);
 
 constexpr size_t kMatmulWorkspace = size_t{64} << 20;
 
-// All that cuBLASLt's choice of an algorithm depends on, in its own column-major terms (kernels/matmul_cuda.cu).
+// All that cuBLASLt's choice of an algorithm depends on, in its own column-major terms (kernels/matmul_cuda.cpp).
 struct MatmulKey {
   int64_t m = 0, n = 0, k = 0;
   int64_t lda = 0, ldb = 0, ldc = 0;
