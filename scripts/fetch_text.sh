@@ -46,10 +46,14 @@ fetch_gcide() {
   gzip -dc <"$work/files/usr/share/dictd/gcide.dict.dz" | sed -n '/^A \\/,$p' >"$1"
 }
 
-# Every page in the order of its path.
+# Every page in the order of its path. Debian's linux-doc names the package of the current kernel, which has the pages.
 fetch_linux-doc() {
-  unpack "$(apt-cache depends linux-doc | awk '/Depends: linux-doc-/ {print $2; exit}')"
-  (cd "$work/files" && find . -name '*.rst.gz' -print0 | LC_ALL=C sort -z | xargs -0 gzip -dc) >"$1"
+  local package
+  unpack linux-doc
+  package=$(apt-cache depends linux-doc | awk '/Depends: linux-doc-/ && !found++ {print $2}')
+  [[ -z $package ]] || unpack "$package"
+  (cd "$work/files" && find . -type f \( -name '*.rst' -o -name '*.rst.gz' \) -print0 | LC_ALL=C sort -z |
+    xargs -0 -r gzip -dcf) >"$1"
 }
 
 # "word, word: definition; examples", from "offset file type count word id word id ... | definition".

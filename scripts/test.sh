@@ -49,7 +49,7 @@ if make_venv >build/venv.log 2>&1; then
   checks="done"
 elif [[ ${EGMLA_REQUIRE_CHECKS:-0} == 1 ]]; then
   tail -n 3 build/venv.log >&2
-  failed+=("installing Python's packages")
+  failed+=("python-packages")
 else
   note "Skipped: Python's packages could not be installed ($(tail -n 1 build/venv.log))."
 fi
