@@ -1,0 +1,50 @@
+#include "infer/evaluator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "kernels/cross_entropy.h"
+
+namespace egmla {
+namespace {
+
+// Per-token losses on the host in double, whatever the device's statistics are.
+std::vector<double> host_losses(const Tensor& per_token) {
+  if (per_token.dtype() == DType::f64) return per_token.to_host<double>();
+  const std::vector<float> values = per_token.to_host<float>();
+  return {values.begin(), values.end()};
+}
+
+}  // namespace
+
+Evaluation evaluate(Transformer& model, const ValidationSet& data, const BatchBuilder& builder,
+                    const EvaluationOptions& options) {
+  const int64_t T = builder.sequence_length(), sequences = data.sequences();
+  std::vector<int32_t> ids(static_cast<size_t>(T + 1));
+  Evaluation result;
+  double sum = 0;
+  int64_t bytes = 0, batches = 0;
+  for (int64_t first = 0; first < sequences && (options.batches == 0 || batches < options.batches);
+       first += options.micro_batch_size, ++batches) {
+    HostBatch host;
+    for (int64_t i = first; i < std::min(sequences, first + options.micro_batch_size); ++i)
+      builder.append(host, ids.data(), data.read(i, ids.data()));
+    Tape tape(model.parameters().context(), Tape::Mode::inference);
+    const Tensor per_token = model.loss(tape, to_device(tape.context(), host, false), 1.0).per_token;
+    const std::vector<double> losses = host_losses(per_token);
+    for (size_t n = 0; n < losses.size(); ++n) {
+      if (host.targets[n] == kIgnoreIndex) continue;
+      sum += losses[n];
+      ++result.tokens;
+      if (options.bytes_of) bytes += options.bytes_of(host.targets[n]);
+      if (options.per_token) options.per_token(losses[n]);
+    }
+  }
+  result.loss = result.tokens ? sum / static_cast<double>(result.tokens) : std::nan("");
+  result.perplexity = std::exp(result.loss);
+  if (bytes > 0) result.bits_per_byte = sum / std::numbers::ln2 / static_cast<double>(bytes);
+  return result;
+}
+
+}  // namespace egmla
