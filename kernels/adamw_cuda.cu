@@ -101,7 +101,7 @@ void run(CudaContext& context, const AdamW& k) {
                        .decay = static_cast<float>(k.lr * k.weight_decay),
                        .correction1 = static_cast<float>(1.0 / (1.0 - std::pow(k.beta1, step))),
                        .correction2 = static_cast<float>(1.0 / (1.0 - std::pow(k.beta2, step))),
-                       .wide = gpu::all_aligned({k.master, k.exp_avg, k.exp_avg_sq, k.grad, k.working})};
+                       .wide = gpu::all_aligned(k.master, k.exp_avg, k.exp_avg_sq, k.grad, k.working)};
   launch_kernel(context, AdamW::kName, static_cast<unsigned>(gpu::ceil_div(args.n, int64_t{kThreads} * kWidth)),
                 kThreads, 0, adamw_kernel, args);
 }

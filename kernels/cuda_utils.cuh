@@ -6,7 +6,7 @@
 #include <cuda_bf16.h>
 
 #include <cstring>
-#include <initializer_list>
+#include <type_traits>
 
 #include "core/cuda_state.h"
 #include "core/view.h"
@@ -62,7 +62,26 @@ constexpr int kPacket = 8;  // elements: 16 bytes of bf16, 32 of f32
 template <class T, int kSize = kPacket>
 struct alignas(kSize * sizeof(T) < 16 ? kSize * sizeof(T) : 16) Packet {
   T values[kSize];
-  __device__ float operator[](int i) const { return to_float(values[i]); }
+  __device__ T get(int i) const { return values[i]; }
+  __device__ void set(int i, T value) { values[i] = value; }
+  __device__ float operator[](int i) const { return values[i]; }
+};
+
+// Two elements a word, so that a packet takes half as many registers.
+template <int kSize>
+struct alignas(kSize < 8 ? kSize * 2 : 16) Packet<bf16, kSize> {
+  uint32_t words[kSize / 2];
+  __device__ bf16 get(int i) const {
+    return __ushort_as_bfloat16(static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2))));
+  }
+  // To be called for i = 0, 1, 2, ...: an even element clears its word.
+  __device__ void set(int i, bf16 value) {
+    const uint32_t bits = __bfloat16_as_ushort(value);
+    words[i / 2] = i % 2 ? words[i / 2] | bits << 16 : bits;
+  }
+  __device__ float operator[](int i) const {
+    return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+  }
 };
 
 namespace detail {
@@ -86,7 +105,7 @@ __device__ inline Packet<T, kSize> load(const T* source, bool wide, int count) {
     detail::move_words<sizeof(out)>(&out, source);
   } else {
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) out.values[i] = i < count ? source[i] : T(0.0f);
+    for (int i = 0; i < kSize; ++i) out.set(i, i < count ? source[i] : T(0.0f));
   }
   return out;
 }
@@ -98,7 +117,7 @@ __device__ inline void store(T* target, const Packet<T, kSize>& packet, bool wid
   } else {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      if (i < count) target[i] = packet.values[i];
+      if (i < count) target[i] = packet.get(i);
     }
   }
 }
@@ -115,8 +134,7 @@ __device__ inline void round_to(Packet<bf16, kSize>& packet, const float (&value
 #pragma unroll
   for (int i = 0; i < kSize; i += 2) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(values[i], values[i + 1]);
-    packet.values[i] = pair.x;
-    packet.values[i + 1] = pair.y;
+    memcpy(&packet.words[i / 2], &pair, sizeof(pair));
   }
 }
 
@@ -137,11 +155,9 @@ inline bool aligned(const View& view) {
   return true;
 }
 
-inline bool all_aligned(std::initializer_list<View> views) {
-  for (const View& view : views) {
-    if (!aligned(view)) return false;
-  }
-  return true;
+template <class... Views>
+bool all_aligned(const Views&... views) {
+  return (aligned(views) && ...);
 }
 
 // ---- reductions: butterflies, so that every lane holds the same sum of the same order ----
