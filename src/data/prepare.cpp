@@ -1,0 +1,233 @@
+#include "data/prepare.h"
+
+#include <zlib.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+
+#include "core/check.h"
+#include "core/files.h"
+#include "data/block_encoder.h"
+#include "data/byte_source.h"
+#include "data/progress_bar.h"
+#include "text/tokenizer.h"
+
+namespace egmla {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+
+// Where training data ends: after so many documents or so many lines, whichever is first.
+struct SplitPoint {
+  int64_t documents = kAll;
+  int64_t lines = kAll;
+};
+
+// Counts lines part by part; an unfinished last line counts as well.
+class LineCounter {
+ public:
+  void add(std::string_view text) {
+    lines_ += std::count(text.begin(), text.end(), '\n');
+    unfinished_ = !text.ends_with('\n');
+  }
+  void end_document() {
+    lines_ += unfinished_;
+    unfinished_ = false;
+  }
+  int64_t lines() const { return lines_; }
+
+ private:
+  int64_t lines_ = 0;
+  bool unfinished_ = false;
+};
+
+// A first pass over the inputs.
+SplitPoint find_split_point(const PrepareOptions& options, const std::vector<std::string>& inputs) {
+  int64_t documents = 0;
+  LineCounter counter;
+  ProgressBar bar("counting", total_bytes(inputs));
+  read_documents(inputs, options.format,
+                 {.text = [&](std::string_view text) { counter.add(text); },
+                  .end_document =
+                      [&] {
+                        counter.end_document();
+                        ++documents;
+                      },
+                  .progress = [&](int64_t bytes) { bar.update(bytes); }});
+  const auto first_part = [&](int64_t count) {
+    const auto last = static_cast<int64_t>(std::llround(options.val_fraction * static_cast<double>(count)));
+    return count - std::clamp<int64_t>(last, 1, count - 1);
+  };
+  if (options.val_fraction * static_cast<double>(documents) >= 1.0) return {.documents = first_part(documents)};
+  check_usage(counter.lines() >= 2, "data prepare: {} lines of text cannot be split in training and validation data",
+              counter.lines());
+  return {.lines = first_part(counter.lines())};
+}
+
+// Sends documents to the training shards up to the split point, then to the validation shards.
+class SplitWriter {
+ public:
+  SplitWriter(const PrepareOptions& options, const Tokenizer& tokenizer, const SplitPoint& point)
+      : point_(point),
+        train_(options.out, "train", tokenizer.vocab_size(), options.shard_tokens),
+        val_(options.out, "val", tokenizer.vocab_size(), options.shard_tokens),
+        encoder_(tokenizer,
+                 options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()),
+                 [this](std::span<const int32_t> ids) { (in_val_ ? val_ : train_).append(ids); }) {}
+
+  void add(std::string_view text) {
+    const size_t cut = in_val_ || point_.lines == kAll ? text.size() : end_of_training(text);
+    add_to_split(text.substr(0, cut));
+    if (!in_val_ && lines_.lines() >= point_.lines) {
+      end_document();
+      begin_val();
+    }
+    add_to_split(text.substr(cut));
+  }
+
+  void end_document() {
+    if (!open_) return;  // it ended at the split point
+    open_ = false;
+    lines_.end_document();
+    encoder_.end_document();
+    ++(in_val_ ? summary_.val : summary_.train).documents;
+    if (!in_val_ && (summary_.train.documents == point_.documents || lines_.lines() >= point_.lines)) begin_val();
+  }
+
+  PrepareSummary finish() {
+    encoder_.flush();
+    summary_.train.shards = train_.finish();
+    summary_.val.shards = val_.finish();
+    summary_.train.tokens = train_.tokens();
+    summary_.val.tokens = val_.tokens();
+    return summary_;
+  }
+
+ private:
+  // End of the last line of training data in this part, or the whole part.
+  size_t end_of_training(std::string_view text) const {
+    size_t end = 0;
+    for (int64_t left = point_.lines - lines_.lines(); left > 0; --left) {
+      const size_t feed = text.find('\n', end);
+      if (feed == std::string_view::npos) return text.size();
+      end = feed + 1;
+    }
+    return end;
+  }
+
+  void add_to_split(std::string_view text) {
+    if (text.empty()) return;
+    open_ = true;
+    if (!in_val_ && point_.lines != kAll) lines_.add(text);
+    (in_val_ ? summary_.val : summary_.train).bytes += static_cast<int64_t>(text.size());
+    encoder_.add(text);
+  }
+
+  void begin_val() {
+    encoder_.flush();
+    in_val_ = true;
+  }
+
+  const SplitPoint point_;
+  ShardWriter train_, val_;
+  PrepareSummary summary_;
+  LineCounter lines_;  // of training data, where they decide
+  bool in_val_ = false;
+  bool open_ = false;  // a document has begun
+  BlockEncoder encoder_;
+};
+
+bool is_output(const std::string& file) {
+  return file == "meta.json" || file == "tokenizer.json" ||
+         (file.ends_with(".bin") && (file.starts_with("train_") || file.starts_with("val_")));
+}
+
+// Makes the directory; refuses or, when forced, removes what an earlier preparation left there, its meta.json first.
+void make_room(const std::string& out, bool force) {
+  std::error_code error;
+  fs::create_directories(out, error);
+  check_usage(!error, "{}: cannot be made: {}; choose another --out", out, error.message());
+  std::vector<fs::path> old;
+  for (const auto& entry : fs::directory_iterator(out)) {
+    if (is_output(entry.path().filename().string())) old.push_back(entry.path());
+  }
+  check_usage(old.empty() || force, "{}: holds {} already; choose another --out, or replace it with --force", out,
+              old.empty() ? "" : old.front().filename().string());
+  std::sort(old.begin(), old.end());  // meta.json before the shards it vouches for
+  for (const fs::path& path : old) {
+    check(fs::remove(path, error), "{}: cannot be removed: {}", path.string(), error.message());
+  }
+}
+
+// Standard input, to be read twice.
+void spool_stdin(const std::string& path) {
+  ByteSource source("-");
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  std::vector<char> chunk(1 << 18);
+  while (const size_t count = source.read(chunk.data(), chunk.size())) {
+    file.write(chunk.data(), static_cast<std::streamsize>(count));
+  }
+  file.close();
+  check(!file.fail(), "{}: standard input cannot be kept here: {}; check free space", path, system_error_text());
+}
+
+void write_meta(const PrepareOptions& options, const Tokenizer& tokenizer, const PrepareSummary& summary) {
+  const std::string json = tokenizer.to_json();
+  write_file(options.out + "/tokenizer.json", json);
+  const auto checksum = ::crc32(0, reinterpret_cast<const Bytef*>(json.data()), static_cast<uInt>(json.size()));
+  nlohmann::ordered_json meta = {{"vocab_size", tokenizer.vocab_size()},
+                                 {"end_of_text", tokenizer.end_of_text()},
+                                 {"tokenizer_crc32", fmt::format("{:08x}", checksum)}};
+  const auto add = [&](const char* name, const SplitSummary& split) {
+    meta[name] = {
+        {"tokens", split.tokens}, {"documents", split.documents}, {"bytes", split.bytes}, {"shards", split.shards}};
+  };
+  add("train", summary.train);
+  add("val", summary.val);
+  write_file(options.out + "/meta.json", meta.dump(2) + "\n");
+}
+
+}  // namespace
+
+PrepareSummary prepare_data(const PrepareOptions& options) {
+  check_usage(options.val_fraction >= 0.0 && options.val_fraction < 1.0,
+              "data prepare: validation fraction {}; expected 0 or more, less than 1", options.val_fraction);
+  check_usage(std::count(options.inputs.begin(), options.inputs.end(), "-") <= 1,
+              "data prepare: standard input is named twice; expected once");
+  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  make_room(options.out, options.force);
+  std::vector<std::string> inputs = options.inputs;
+  std::optional<PendingFile> spool;  // never committed: it goes when the work is done
+  SplitPoint point;
+  if (options.val_fraction > 0.0) {
+    const auto from_stdin = std::find(inputs.begin(), inputs.end(), "-");
+    if (from_stdin != inputs.end()) {
+      spool.emplace(options.out + "/stdin");
+      spool_stdin(spool->path());
+      *from_stdin = spool->path();
+    }
+    point = find_split_point(options, inputs);
+  }
+  SplitWriter writer(options, tokenizer, point);
+  {
+    ProgressBar bar("tokenizing", total_bytes(inputs));
+    read_documents(inputs, options.format,
+                   {.text = [&](std::string_view text) { writer.add(text); },
+                    .end_document = [&] { writer.end_document(); },
+                    .progress = [&](int64_t bytes) { bar.update(bytes); }});
+  }
+  const PrepareSummary summary = writer.finish();
+  check_usage(summary.train.tokens > 0, "data prepare: the inputs hold no text");
+  write_meta(options, tokenizer, summary);
+  return summary;
+}
+
+}  // namespace egmla

@@ -1,0 +1,36 @@
+// Text files to a directory of token shards: train_000000.bin ..., val_000000.bin ..., tokenizer.json, and meta.json,
+// which is written last: a directory without it is unfinished.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "data/documents.h"
+#include "data/shards.h"
+
+namespace egmla {
+
+struct PrepareOptions {
+  std::vector<std::string> inputs;  // "-": standard input
+  DocumentFormat format;
+  std::string tokenizer;      // file or directory
+  std::string out;            // directory
+  double val_fraction = 0.0;  // of the documents, or of the lines when that is less than one document; the last ones
+  int64_t shard_tokens = ShardWriter::kShardTokens;
+  int threads = 0;     // 0: one for each core
+  bool force = false;  // replace what an earlier preparation left in `out`
+};
+
+struct SplitSummary {
+  int64_t tokens = 0, documents = 0, bytes = 0;  // bytes of text
+  std::vector<std::string> shards;
+};
+
+struct PrepareSummary {
+  SplitSummary train, val;
+};
+
+PrepareSummary prepare_data(const PrepareOptions& options);
+
+}  // namespace egmla
