@@ -7,6 +7,7 @@
 #include "core/files.h"
 #include "io/config_keys.h"
 #include "io/config_rules.h"
+#include "io/config_yaml.h"
 
 namespace egmla {
 namespace {
@@ -73,18 +74,6 @@ class Collector {
   std::map<std::string, int> lines_;  // where this document gave each key
 };
 
-// Parses one YAML document; `place` of a syntax error is made from its line.
-template <class Place>
-YAML::Node parse_yaml(const std::string& text, const Place& place) {
-  try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    check_usage(documents.size() <= 1, "{}: found {} YAML documents; expected one", place(1), documents.size());
-    return documents.empty() ? YAML::Node() : documents.front();
-  } catch (const YAML::Exception& error) {
-    fail_usage("{}: not valid YAML: {}", place(error.mark.line + 1), error.msg);
-  }
-}
-
 void collect_file(const std::string& text, const std::string& name, Settings& settings) {
   Collector collector(name, "");
   const YAML::Node root = parse_yaml(text, [&](int line) { return collector.place(line); });
@@ -121,13 +110,6 @@ Config config_from(const Settings& settings) {
                 found_text(given->second.node), expected.value_or(""));
   }
   return config;
-}
-
-int64_t automatic_micro_batch(int64_t sequences, int64_t length) {
-  for (int64_t size = std::min(sequences, kMicroBatchTokens / length); size > 1; --size) {
-    if (sequences % size == 0) return size;
-  }
-  return 1;
 }
 
 // Defaults that follow from other keys and that the rules look at.
@@ -171,6 +153,13 @@ std::string origin_comment(const ConfigKey& key, const Config& config) {
 }
 
 }  // namespace
+
+int64_t automatic_micro_batch(int64_t sequences, int64_t length) {
+  for (int64_t size = std::min(sequences, kMicroBatchTokens / length); size > 1; --size) {
+    if (sequences % size == 0) return size;
+  }
+  return 1;
+}
 
 Config load_config(const std::string& file, const std::vector<std::string>& overrides) {
   return parse_config(read_file(file), file, overrides);

@@ -94,6 +94,10 @@ Config load_config(const std::string& file, const std::vector<std::string>& over
 // The same from text already in memory (a checkpoint's configuration); `name` stands in messages.
 Config parse_config(const std::string& yaml, const std::string& name, const std::vector<std::string>& overrides);
 
+// The micro-batch of a process that has `sequences` of a step: their largest divisor that holds at most 8192 tokens.
+// load_config takes it over the whole batch; where origin says "default", a process may take it over its own share.
+int64_t automatic_micro_batch(int64_t sequences, int64_t sequence_length);
+
 // Every key with its value as YAML that load_config reads back to an equal Config; with_origin adds "# origin"
 // comments.
 std::string resolved_yaml(const Config& config, bool with_origin);
