@@ -1,0 +1,18 @@
+// SIGINT and SIGTERM ask a training run to save and leave; a second one ends the process at once.
+#pragma once
+
+namespace egmla {
+
+// Installs the handlers for its lifetime.
+class StopSignals {
+ public:
+  StopSignals();
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+  ~StopSignals();
+
+  // The signal received, or 0.
+  static int received();
+};
+
+}  // namespace egmla

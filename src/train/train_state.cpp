@@ -1,0 +1,119 @@
+#include "train/train_state.h"
+
+#include <spdlog/spdlog.h>
+
+#include <cstring>
+#include <filesystem>
+
+#include "infer/device.h"
+#include "infer/trained_model.h"
+
+namespace egmla {
+namespace {
+
+// Floats [offset, offset + elements) of a flat buffer, from or to the host.
+View part(const Tensor& flat, const NamedTensor& tensor) {
+  return make_view(flat.view().as<float>() + tensor.offset, tensor.shape(), DType::f32);
+}
+
+}  // namespace
+
+TrainState::TrainState(const Config& config) : config_(config) {
+  open_text();
+  open_data();
+  directory_ = std::make_unique<RunDirectory>(config_);
+  open_model();
+  directory_->write_config(config_);
+}
+
+void TrainState::open_text() {
+  int64_t& vocabulary = config_.model.vocab_size;
+  if (config_.data.tokenizer.empty()) {
+    check_usage(!config_.data.mask_documents,
+                "data.mask_documents: needs data.tokenizer, whose end-of-text id marks the borders");
+    builder_ = std::make_unique<BatchBuilder>(config_.data.sequence_length, std::nullopt);
+    return;
+  }
+  tokenizer_ = Tokenizer::load(config_.data.tokenizer);
+  tokenizer_json_ = tokenizer_->to_json();
+  if (vocabulary == 0) vocabulary = tokenizer_->vocab_size();
+  check_usage(vocabulary >= tokenizer_->vocab_size(), "model.vocab_size: {} is below the {} ids of {}", vocabulary,
+              tokenizer_->vocab_size(), config_.data.tokenizer);
+  std::optional<int32_t> border;
+  if (config_.data.mask_documents) border = tokenizer_->end_of_text();
+  builder_ = std::make_unique<BatchBuilder>(config_.data.sequence_length, border);
+}
+
+void TrainState::open_data() {
+  const DataConfig& data = config_.data;
+  const int64_t T = data.sequence_length, V = config_.model.vocab_size;
+  loader_ = std::make_unique<TokenLoader>(data.train, data.order, T, V, static_cast<uint64_t>(config_.run.seed));
+  if (!data.val.empty()) validation_.emplace(data.val, T, V);
+}
+
+void TrainState::open_model() {
+  context_ = open_device(config_.run.device);
+  const DType dtype = compute_dtype(config_.run.precision, *context_);
+  model_ = std::make_unique<Transformer>(config_.model);
+  ParameterStore& store = model_->parameters();
+  model_->allocate(*context_, dtype);
+  const GateConfig& gate = config_.model.attention.gate;
+  optimizer_ = std::make_unique<AdamWOptimizer>(store, config_.train.optimizer, gate.lr_scale, gate.weight_decay);
+  state_.seed = static_cast<uint64_t>(config_.run.seed);
+
+  const auto newest = newest_valid_checkpoint(directory_->checkpoints());
+  if (newest) {
+    for (const auto& [path, reason] : newest->passed_over) spdlog::warn("passed over {}: {}", path, reason);
+    return resume(CheckpointReader(newest->path), newest->path);
+  }
+  if (config_.run.init_from.empty()) return store.initialize(state_.seed);
+  const std::string from = find_checkpoint(config_.run.init_from);
+  load_weights(store, CheckpointReader(from), from);
+  spdlog::info("weights from {}", from);
+}
+
+void TrainState::resume(const CheckpointReader& reader, const std::string& path) {
+  check_usage(reader.tokenizer_json() == tokenizer_json_,
+              "data.tokenizer: {} differs from the tokenizer in {}; a run keeps its tokenizer",
+              config_.data.tokenizer.empty() ? "(none)" : config_.data.tokenizer, path);
+  ParameterStore& store = model_->parameters();
+  load_weights(store, reader, path);
+  std::vector<float> values;
+  for (const NamedTensor& tensor : store.tensors()) {
+    values.resize(static_cast<size_t>(tensor.elements()));
+    for (const auto& [group, flat] :
+         {std::pair(Group::exp_avg, &optimizer_->exp_avg()), std::pair(Group::exp_avg_sq, &optimizer_->exp_avg_sq())}) {
+      if (!reader.has(group, tensor.path)) continue;  // an imported checkpoint holds weights alone
+      reader.read(group, tensor.path, values.data());
+      const View to = part(*flat, tensor);
+      context_->copy_from_host(to.data, values.data(), to.bytes());
+    }
+  }
+  state_ = reader.state();
+  spdlog::info("resuming from {} (step {})", path, state_.step);
+}
+
+void TrainState::save() const {
+  const ParameterStore& store = model_->parameters();
+  CheckpointContents contents;
+  contents.state = state_;
+  contents.config_yaml = resolved_yaml(config_, false);
+  contents.tokenizer_json = tokenizer_json_;
+  for (const NamedTensor& tensor : store.tensors()) {
+    contents.model.push_back(
+        {tensor.path, tensor.shape(), [&store, &tensor](float* target) { store.read(tensor, target); }});
+    const auto moment = [this, &tensor](const Tensor& flat) {
+      return [this, &tensor, &flat](float* target) {
+        const View from = part(flat, tensor);
+        context_->copy_to_host(target, from.data, from.bytes());
+      };
+    };
+    contents.exp_avg.push_back({tensor.path, tensor.shape(), moment(optimizer_->exp_avg())});
+    contents.exp_avg_sq.push_back({tensor.path, tensor.shape(), moment(optimizer_->exp_avg_sq())});
+  }
+  const CheckpointConfig& policy = config_.train.checkpoint;
+  write_checkpoint(checkpoint_path(directory_->checkpoints(), state_.step), contents);
+  prune_checkpoints(directory_->checkpoints(), policy.keep_last, policy.keep_every);
+}
+
+}  // namespace egmla

@@ -1,0 +1,279 @@
+// One step: micro-batches through forward and backward, gradients summed in place, one clipped AdamW update.
+// Samples of step s are [s S, (s + 1) S), S = batch_tokens / T, whatever the micro-batch size.
+#include "train/trainer.h"
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "infer/decoder.h"
+#include "infer/evaluator.h"
+#include "kernels/layout.h"
+#include "optim/schedule.h"
+#include "train/card.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/signals.h"
+#include "train/tensorboard.h"
+#include "train/train_state.h"
+
+namespace egmla {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// log.txt receives what the console shows, for the lifetime of this object.
+class RunLog {
+ public:
+  explicit RunLog(const std::string& path) : sink_(std::make_shared<spdlog::sinks::basic_file_sink_mt>(path)) {
+    spdlog::default_logger()->sinks().push_back(sink_);
+    spdlog::default_logger()->flush_on(spdlog::level::info);
+  }
+  RunLog(const RunLog&) = delete;
+  RunLog& operator=(const RunLog&) = delete;
+  ~RunLog() {
+    auto& sinks = spdlog::default_logger()->sinks();
+    sinks.erase(std::remove(sinks.begin(), sinks.end(), sink_), sinks.end());
+  }
+
+ private:
+  spdlog::sink_ptr sink_;
+};
+
+// A step whose kernels are launched; its scalars may still be on their way.
+struct LaunchedStep {
+  int64_t step = 0;
+  double lr = 0;
+  std::vector<Tensor> losses;  // [1] each, parts of the mean
+  Tensor grad_norm;            // [1]
+};
+
+float scalar(const Tensor& value) {
+  return value.to_host<float>().front();
+}
+
+class Trainer {
+ public:
+  explicit Trainer(const Config& config);
+  void run();
+
+ private:
+  std::vector<Tensor> compute_gradients(int64_t step);
+  LaunchedStep launch_step(int64_t step);
+  void finish(const LaunchedStep& launched, bool last);
+  void evaluate_into(MetricsRow& row);
+  void write_sample(int64_t step);
+  void report(const MetricsRow& row, bool last);
+  [[noreturn]] void explain_non_finite(int64_t step, double loss, double norm);
+  bool due(int64_t every, int64_t step, bool last) const { return every > 0 && (step % every == 0 || last); }
+
+  TrainState state_;
+  const TrainConfig& train_;
+  RunLog log_;
+  MetricsLog metrics_;
+  TensorboardWriter tensorboard_;
+  int64_t sequences_;  // S, of a global step
+  int64_t last_step_;  // of this launch
+  double flops_per_token_, earlier_time_ = 0, trained_time_ = 0;
+  std::optional<double> peak_;
+  Clock::time_point step_start_;
+};
+
+Trainer::Trainer(const Config& config)
+    : state_(config),
+      train_(state_.config().train),
+      log_(state_.directory().file("log.txt")),
+      metrics_(state_.directory().file("metrics.jsonl"), state_.state().step),
+      tensorboard_(state_.directory().file("tensorboard"), state_.state().step),
+      sequences_(train_.batch_tokens / state_.config().data.sequence_length),
+      last_step_(train_.stop_at_step > 0 ? std::min(train_.stop_at_step, train_.max_steps) : train_.max_steps),
+      flops_per_token_(state_.model().flops_per_token(state_.config().data.sequence_length)),
+      peak_(peak_flops(state_.context().name())) {
+  const auto rows = read_metrics(state_.directory().file("metrics.jsonl"));
+  if (!rows.empty()) earlier_time_ = rows.back().time;
+  const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
+  check_usage(!samples || state_.tokenizer(), "train.sample: text samples need data.tokenizer");
+  const ParameterStore& store = state_.model().parameters();
+  spdlog::info("{} on {}: {} parameters ({} in gate tables), {} training tokens, {} tokens a step",
+               state_.config().run.name, state_.context().name(), format_count(static_cast<double>(store.elements())),
+               format_count(static_cast<double>(store.elements(ParameterGroup::gate_table))),
+               format_count(static_cast<double>(state_.data().tokens())), train_.batch_tokens);
+}
+
+// Gradients of the mean loss of a step's samples; returns the parts of that loss.
+std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
+  const int64_t T = state_.config().data.sequence_length, micro = train_.micro_batch_size;
+  std::vector<HostBatch> batches;
+  std::vector<int32_t> ids(static_cast<size_t>(T + 1));
+  int64_t counted = 0;
+  for (int64_t first = 0; first < sequences_; first += micro) {
+    HostBatch& batch = batches.emplace_back();
+    for (int64_t i = first; i < std::min(sequences_, first + micro); ++i) {
+      state_.data().read((step - 1) * sequences_ + i, ids.data());
+      state_.builder().append(batch, ids.data(), T + 1);
+    }
+    counted += batch.counted;
+  }
+  check(counted > 0, "train: step {} holds no token to predict", step);
+  std::vector<Tensor> losses;
+  state_.model().parameters().begin_step();
+  for (const HostBatch& host : batches) {
+    Tape tape(state_.context());
+    const Batch batch = to_device(state_.context(), host, true);
+    const Var loss = state_.model().loss(tape, batch, 1.0 / static_cast<double>(counted)).loss;
+    tape.backward(loss);
+    losses.push_back(loss.value);
+  }
+  state_.model().parameters().end_step();
+  return losses;
+}
+
+LaunchedStep Trainer::launch_step(int64_t step) {
+  LaunchedStep launched{
+      step, learning_rate(train_.optimizer, train_.schedule, step, train_.max_steps), compute_gradients(step), {}};
+  const Tensor& norm = state_.optimizer().measure_grad_norm();
+  launched.grad_norm = Tensor::empty(state_.context(), {1}, norm.dtype());
+  launch(state_.context(), Copy{.out = launched.grad_norm.view(), .x = norm.view()});
+  state_.optimizer().step(launched.lr, step, train_.grad_clip);  // a non-finite norm changes nothing
+  return launched;
+}
+
+void Trainer::finish(const LaunchedStep& launched, bool last) {
+  double loss = 0;
+  for (const Tensor& part : launched.losses) loss += static_cast<double>(scalar(part));
+  const double norm = static_cast<double>(scalar(launched.grad_norm));
+  CheckpointState& state = state_.state();
+  state.step = launched.step;
+  state.tokens += train_.batch_tokens;
+  state.samples = launched.step * sequences_;
+  if (!std::isfinite(loss) || !std::isfinite(norm)) {
+    if (!train_.skip_nonfinite) explain_non_finite(launched.step, loss, norm);
+    ++state.skipped_steps;
+    spdlog::warn("step {}: loss {} and gradient norm {} are not finite; skipped ({} so far)", launched.step, loss, norm,
+                 state.skipped_steps);
+  }
+  const double elapsed = seconds_since(step_start_);
+  trained_time_ += elapsed;
+  MetricsRow row{.step = launched.step, .tokens = state.tokens, .loss = loss, .lr = launched.lr, .grad_norm = norm};
+  row.tokens_per_s = static_cast<double>(train_.batch_tokens) / elapsed;
+  if (peak_) row.mfu = flops_per_token_ * row.tokens_per_s / *peak_;
+  row.time = earlier_time_ + trained_time_;
+  report(row, last);
+  step_start_ = Clock::now();
+}
+
+void Trainer::report(const MetricsRow& measured, bool last) {
+  MetricsRow row = measured;
+  if (row.step == 1 || due(train_.log.every, row.step, last)) {
+    const double per_step = static_cast<double>(train_.batch_tokens) / row.tokens_per_s;
+    spdlog::info("{}", progress_line({.step = row.step,
+                                      .total = train_.max_steps,
+                                      .loss = row.loss,
+                                      .lr = row.lr,
+                                      .grad_norm = row.grad_norm,
+                                      .tokens_per_s = row.tokens_per_s,
+                                      .mfu = row.mfu,
+                                      .seconds_left = per_step * static_cast<double>(last_step_ - row.step)}));
+  }
+  if (state_.validation() && due(train_.eval.every, row.step, row.step == train_.max_steps)) evaluate_into(row);
+  metrics_.append(row);
+  std::vector<std::pair<std::string, double>> values = {
+      {"loss", row.loss}, {"lr", row.lr}, {"grad_norm", row.grad_norm}, {"tokens_per_s", row.tokens_per_s}};
+  if (row.mfu) values.emplace_back("mfu", *row.mfu);
+  if (row.val_loss) values.emplace_back("val_loss", *row.val_loss);
+  tensorboard_.scalars(row.step, values);
+}
+
+void Trainer::evaluate_into(MetricsRow& row) {
+  const Evaluation result = evaluate(state_.model(), *state_.validation(), state_.builder(),
+                                     {.micro_batch_size = train_.micro_batch_size, .batches = train_.eval.batches});
+  row.val_loss = result.loss;
+  spdlog::info("step {}: validation loss {:.4f} (perplexity {:.2f}, {} tokens)", row.step, result.loss,
+               result.perplexity, result.tokens);
+}
+
+void Trainer::write_sample(int64_t step) {
+  constexpr int64_t kSampleTokens = 64;
+  const Tokenizer& tokenizer = *state_.tokenizer();
+  GenerationOptions options{.max_new_tokens = kSampleTokens, .sampling = {.temperature = 0.8, .top_k = 50}};
+  options.sampling.seed = state_.state().seed + static_cast<uint64_t>(step);
+  options.end_of_text = tokenizer.end_of_text();
+  const std::vector<int32_t> ids = generate(state_.model(), tokenizer.encode(train_.sample.prompt), options);
+  const std::string text = train_.sample.prompt + tokenizer.decode(ids);
+  state_.directory().append_sample(step, text);
+  spdlog::info("step {}: {}", step, text);
+}
+
+void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
+  compute_gradients(step);  // once more: a later step may have overwritten them
+  const ParameterStore& store = state_.model().parameters();
+  std::vector<std::pair<double, std::string>> largest;
+  const std::vector<float> grads = store.grad().to_host<float>();
+  for (const NamedTensor& tensor : store.tensors()) {
+    double size = 0;
+    for (int64_t i = 0; i < tensor.elements(); ++i) {
+      const double value = std::abs(static_cast<double>(grads[static_cast<size_t>(tensor.offset + i)]));
+      size = std::isfinite(value) ? std::max(size, value) : INFINITY;
+    }
+    largest.emplace_back(size, tensor.path);
+  }
+  std::sort(largest.rbegin(), largest.rend());
+  std::string names;
+  for (size_t i = 0; i < std::min<size_t>(3, largest.size()); ++i)
+    names += fmt::format("{}{} (largest gradient {:.3g})", i ? ", " : "", largest[i].second, largest[i].first);
+  fail(
+      "train: step {}: loss {} and gradient norm {} are not finite; its batch begins at {}; largest: {}; lower "
+      "train.optimizer.lr or set train.skip_nonfinite",
+      step, loss, norm, state_.data().locate((step - 1) * sequences_), names);
+}
+
+void Trainer::run() {
+  CheckpointState& state = state_.state();
+  if (train_.max_steps == 0 && state.step == 0) return state_.save();
+  if (state.step >= last_step_) {
+    spdlog::info("nothing to do: step {} of {} is reached", state.step, last_step_);
+    return;
+  }
+  const StopSignals signals;
+  // On a GPU a step's scalars are read while the next one runs.
+  const bool late = !state_.context().is_cpu();
+  std::optional<LaunchedStep> pending;
+  step_start_ = Clock::now();
+  for (int64_t step = state.step + 1; step <= last_step_; ++step) {
+    LaunchedStep launched = launch_step(step);
+    if (pending) finish(*pending, false);
+    pending = std::move(launched);
+    const int signal = StopSignals::received();
+    const bool last = step == last_step_ || signal, save = due(train_.checkpoint.every, step, last) || last;
+    const bool sample =
+        state_.tokenizer() && !train_.sample.prompt.empty() && due(train_.sample.every, step, step == train_.max_steps);
+    const bool evaluates = state_.validation() && due(train_.eval.every, step, step == train_.max_steps);
+    if (late && !save && !sample && !evaluates) continue;
+    finish(*pending, last);
+    pending.reset();
+    if (sample) write_sample(step);
+    if (save) state_.save();
+    step_start_ = Clock::now();
+    if (signal) {
+      spdlog::info("signal {}: saved step {}; run the same command to go on", signal, step);
+      return;
+    }
+  }
+  spdlog::info("{} at step {}; checkpoint in {}", last_step_ == train_.max_steps ? "finished" : "stopped", last_step_,
+               state_.directory().checkpoints());
+}
+
+}  // namespace
+
+void train(const Config& config) {
+  Trainer(config).run();
+}
+
+}  // namespace egmla
