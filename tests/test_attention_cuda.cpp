@@ -14,6 +14,7 @@
 #include "core/rng.h"
 #include "core/tensor.h"
 #include "kernels/attention.h"
+#include "lab/bench.h"
 
 namespace egmla {
 namespace {
@@ -330,6 +331,17 @@ TEST(AttentionCudaErrors, RefusesWidthsBeyondItsRegisters) {
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "attention: the CUDA back end handles head widths up to 256; q has 288, v has 64");
   }
+}
+
+TEST(AttentionBench, CountsFlopsOfTheShapesItReads) {
+  if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  const auto device = bench_device();
+  const std::vector<AttentionTiming> timings = bench_attention(*device, {parse_attention_shape("2,3,256,64+32,64")});
+  ASSERT_EQ(timings.size(), 1u);
+  const AttentionTiming& t = timings[0];
+  EXPECT_NEAR(t.forward_tflops * t.forward_ms, 2 * 3 * 256 * 256 * (96 + 64) * 1e-9, 1e-6);
+  EXPECT_NEAR(t.backward_tflops * t.backward_ms, 2 * 3 * 256 * 256 * (3 * 96 + 2 * 64) * 1e-9, 1e-6);
+  EXPECT_THROW(parse_attention_shape("2,3,256,64"), Error);
 }
 
 }  // namespace
