@@ -37,7 +37,6 @@ void add_commands(CLI::App& app) {
   add_tokenizer_command(app);
   add_report_command(app);
   add_bench_command(app);
-  add_bench_command(app);
 }
 
 // Logs go to stderr, so that stdout holds results alone.
