@@ -25,7 +25,7 @@ void add_config_command(CLI::App& app) {
   const auto options = std::make_shared<ConfigOptions>();
   CLI::App* command = app.add_subcommand("config", "The resolved configuration and where each value came from");
   command->add_option("CONFIG", options->file, "configuration file (YAML)");
-  command->add_option("KEY=VALUE", options->overrides, "values in place of the file's");
+  command->add_option("OVERRIDES", options->overrides, "values in place of the file's")->type_name("KEY=VALUE");
   command->add_flag("--reference", options->reference, "print the reference of all keys (Markdown) instead");
   command->footer("Example: egmla config configs/quickstart.yaml train.max_steps=100");
   command->callback([options] {
