@@ -65,7 +65,8 @@ void add_eval_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("eval", "Validation loss, perplexity and bits per byte of a trained model");
   command->add_option("RUN|CHECKPOINT", options->path, "run directory (its newest checkpoint) or a checkpoint")
       ->required();
-  command->add_option("KEY=VALUE", options->overrides, "overrides, for example data.val=other.bin");
+  command->add_option("OVERRIDES", options->overrides, "overrides, for example data.val=other.bin")
+      ->type_name("KEY=VALUE");
   command->add_option("--per-token", options->per_token,
                       "file for each token's loss in nats, one a line, in data order");
   command->add_flag("--json", options->json, "print one JSON object");

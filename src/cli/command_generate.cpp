@@ -65,7 +65,7 @@ void add_generate_command(CLI::App& app) {
   SamplingOptions& sampling = options->generation.sampling;
   command->add_option("RUN|CHECKPOINT", options->path, "run directory (its newest checkpoint) or a checkpoint")
       ->required();
-  command->add_option("KEY=VALUE", options->overrides, "overrides, for example run.device=cpu");
+  command->add_option("OVERRIDES", options->overrides, "overrides, for example run.device=cpu")->type_name("KEY=VALUE");
   command->add_option("--prompt", options->prompt, "text to go on from");
   command->add_option("--prompts", options->prompts, "file with one prompt a line");
   command->add_option("--max-new-tokens", options->generation.max_new_tokens, "at most so many tokens")

@@ -23,7 +23,8 @@ void add_train_command(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("train", "Pre-train a model; resumes by itself when the run directory has a checkpoint");
   command->add_option("CONFIG", options->config, "configuration (YAML)")->required();
-  command->add_option("KEY=VALUE", options->overrides, "overrides, for example train.max_steps=100");
+  command->add_option("OVERRIDES", options->overrides, "overrides, for example train.max_steps=100")
+      ->type_name("KEY=VALUE");
   command->footer(
       "Examples:\n"
       "  egmla train configs/quickstart.yaml\n"
