@@ -10,6 +10,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gate.h"
+#include "kernels/layout.h"
 #include "kernels/matmul.h"
 #include "kernels/matmul_plans.h"
 #include "kernels/norm.h"
@@ -67,12 +68,15 @@ TEST_F(KernelsCuda, FillAndAdd) {
 }
 
 // Windows onto one packed tensor, as attention takes them: heads of keys out of heads of keys and values.
-TEST_F(KernelsCuda, FillAndAddWindows) {
+TEST_F(KernelsCuda, FillAddAndCopyWindows) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (int64_t width : {33, 64}) {
       compare_sides(cuda(), dtype, [&](Side& side) {
         const View packed = side.in_out("packed", {2, 7, 3, 2 * width});
         launch(side.context(), Fill{.out = packed.columns(width, width), .value = -2});
+        const View windows = side.in_out("windows", {2, 7, 3, 2 * width});
+        launch(side.context(), Copy{.out = windows.columns(width, width), .x = packed.columns(0, width)});
+        launch(side.context(), Copy{.out = side.out("copy", {2, 7, 3, width}), .x = packed.columns(1, width)});
         const View flat = side.in_out("flat", {14, 2 * width});
         launch(side.context(),
                Add{.out = flat.columns(0, width), .a = flat.columns(width, width), .b = flat.columns(0, width)});
