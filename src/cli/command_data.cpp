@@ -3,13 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/text_options.h"
 #include "core/check.h"
 #include "data/prepare.h"
 #include "data/shard_stats.h"
@@ -33,8 +33,7 @@ void print_split(const char* name, const SplitSummary& split) {
 void add_prepare(CLI::App& parent) {
   const auto options = std::make_shared<PrepareOptions>();
   CLI::App* command = parent.add_subcommand("prepare", "Text to token shards");
-  command->add_option("INPUT", options->inputs, "text or .jsonl files, also .gz and .zst; - is standard input")
-      ->required();
+  add_text_options(*command, options->inputs, options->format);
   command->add_option("--tokenizer", options->tokenizer, "tokenizer.json, encoder.json, or a directory with either")
       ->required();
   command->add_option("--out", options->out, "directory to make")->required();
@@ -44,11 +43,6 @@ void add_prepare(CLI::App& parent) {
                    "share is less than one document (a text that is one document, say)")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  command->add_option("--format", options->format.format, "of the inputs: auto (by the name), text or jsonl")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, TextFormat>{
-          {"auto", TextFormat::automatic}, {"text", TextFormat::text}, {"jsonl", TextFormat::jsonl}}));
-  command->add_option("--separator", options->format.separator,
-                      "line that parts documents of plain text; without it a file is one document");
   command->add_option("--shard-tokens", options->shard_tokens, "most tokens in a shard")->capture_default_str();
   command->add_option("--threads", options->threads, "0: one for each core")
       ->check(CLI::Range(0, 4096))

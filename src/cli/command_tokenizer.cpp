@@ -3,17 +3,19 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/text_options.h"
 #include "core/check.h"
 #include "core/files.h"
 #include "data/documents.h"
@@ -100,16 +102,11 @@ void decode(const CodingOptions& options) {
 void add_train(CLI::App& parent) {
   const auto options = std::make_shared<TrainOptions>();
   CLI::App* command = parent.add_subcommand("train", "Learn a byte-level BPE vocabulary from text");
-  command->add_option("INPUT", options->inputs, "text or .jsonl files, also .gz and .zst; - is standard input")
-      ->required();
+  add_text_options(*command, options->inputs, options->format);
   command->add_option("--vocab-size", options->vocab_size, "tokens, <|endoftext|> (id 0) and the 256 bytes included")
       ->required()
       ->check(CLI::Range(BpeTrainer::kSmallestVocabulary, int64_t{1} << 24));
   command->add_option("--out", options->out, "tokenizer.json to write")->required();
-  command->add_option("--format", options->format.format, "of the inputs; auto: by the name")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, TextFormat>{
-          {"auto", TextFormat::automatic}, {"text", TextFormat::text}, {"jsonl", TextFormat::jsonl}}));
-  command->add_option("--separator", options->format.separator, "line that parts documents of plain text; not learned");
   command->footer("Example: egmla tokenizer train data/text/kjv.txt --vocab-size 2048 --out tokenizer.json");
   command->callback([options] { train(*options); });
 }

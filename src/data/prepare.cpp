@@ -159,8 +159,8 @@ void make_room(const std::string& out, bool force) {
   for (const auto& entry : fs::directory_iterator(out)) {
     if (is_output(entry.path().filename().string())) old.push_back(entry.path());
   }
-  check_usage(old.empty() || force, "{}: holds {} already; choose another --out, or replace it with --force", out,
-              old.empty() ? "" : old.front().filename().string());
+  check_usage(old.empty() || force, "{}: holds prepared data already; choose another --out, or replace it with --force",
+              out);
   std::sort(old.begin(), old.end());  // meta.json before the shards it vouches for
   for (const fs::path& path : old) {
     check(fs::remove(path, error), "{}: cannot be removed: {}", path.string(), error.message());

@@ -47,8 +47,9 @@ def piece(rng):
 
 
 def every_character():
-    """Each code point beside a letter, a digit, a sign and white space."""
-    return "".join(f"a{c}1{c}!{c} {c}\n" for c in map(chr, range(0x110000)) if not "\ud800" <= c <= "\udfff")
+    """Each code point of the planes in use beside a letter, a digit, a sign and white space."""
+    codes = [*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200), 0xF0000, 0x10FFFF]
+    return "".join(f"a{c}1{c}!{c} {c}\n" for c in map(chr, codes))
 
 
 def make_text(size, seed):
@@ -75,8 +76,8 @@ def compare(name, binary, path, reference, text):
         sys.exit(f"{name}: {len(found)} tokens; expected {len(expected)}")
     command = [binary, "tokenizer", "decode", "--tokenizer", str(path)]
     decoded = subprocess.run(command, input=" ".join(map(str, found)).encode(), capture_output=True, check=True).stdout
-    if decoded != text.encode() and not decoded.replace(b" ", b"") == text.encode().replace(b" ", b""):
-        sys.exit(f"{name}: the ids do not decode to the text")
+    if decoded != reference.decode(expected, skip_special_tokens=False).encode():
+        sys.exit(f"{name}: the ids decode to other bytes")
     print(f"{name}: {len(found)} tokens of {len(text.encode())} bytes agree")
 
 
