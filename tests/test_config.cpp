@@ -141,8 +141,8 @@ TEST(Config, RulesBetweenKeys) {
       {{mha, "model.attention.head_dim=9"}, "the head width 9 is odd"},
       {{mha, "model.attention.kv_lora_rank=8"}, "kv_lora_rank has no meaning under model.attention.type mha"},
       {{mha, "model.attention.gate={embed_dim: 8}"}, "embed_dim has no meaning under model.attention.type mha"},
-      {{"model.attention.type=mla", "model.attention.gate.norm=joint"}, "only egmla uses it"},
-      {{"model.attention.head_dim=16"}, "only mha uses it"},
+      {{"model.attention.type=mla", "model.attention.gate.norm=joint"}, "it belongs to egmla"},
+      {{"model.attention.head_dim=16"}, "it belongs to mha"},
       {{"model.attention.qk_rope_head_dim=7"}, "qk_rope_head_dim 7 is odd"},
       {{latent, "model.attention.gate.targets=k"},
        "gate.targets=k': model.attention.gate.targets k or v has no meaning"},
@@ -212,6 +212,18 @@ TEST(Config, AutomaticMicroBatchDividesTheBatch) {
   EXPECT_EQ(size(1024, 31), 1);
   EXPECT_EQ(size(16384, 4), 1);
   EXPECT_EQ(size(256, 16), 16);
+}
+
+TEST(Config, AttentionOnTheCommandLineSetsTheFilesKeysAside) {
+  const std::string yaml = kSmall + "model.attention: {type: egmla, kv_lora_rank: 24, gate: {norm: separate}}\n";
+  const Config mla = parse_config(yaml, "small.yaml", {kVocabulary, "model.attention.type=mla"});
+  EXPECT_EQ(mla.model.attention.kv_lora_rank, 24);
+  EXPECT_EQ(mla.model.attention.gate.norm, GateNormType::joint);
+  EXPECT_EQ(mla.origin.at("model.attention.gate.norm"), "default");
+  expect_parts(refusal(yaml, {kVocabulary, "model.attention.type=mha", "model.attention.kv_lora_rank=8"}),
+               {"override 'model.attention.kv_lora_rank=8': model.attention.kv_lora_rank has no meaning"});
+  expect_parts(refusal(kSmall + "model.attention: {type: mla, gate: {norm: joint}}\n", {kVocabulary}),
+               {"small.yaml:12: model.attention.gate.norm has no meaning"});
 }
 
 TEST(Config, LengthOfTheRun) {

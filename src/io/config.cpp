@@ -12,6 +12,7 @@
 namespace egmla {
 namespace {
 
+constexpr const char* kCommandLine = "command line";
 constexpr int64_t kMicroBatchTokens = 8192;  // an automatic micro-batch holds at most these
 
 // One value as it was given.
@@ -45,7 +46,7 @@ class Collector {
     const auto [first, fresh] = lines_.try_emplace(key, line);
     check_usage(fresh, "{}: duplicate key '{}', first given in line {}; keep one", place(line), key, first->second);
     settings.erase(key);
-    const std::string origin = override_text_.empty() ? place(line) : "command line";
+    const std::string origin = override_text_.empty() ? place(line) : kCommandLine;
     if (!node.IsNull()) settings.emplace(key, Setting{node, place(line), origin});
   }
 
@@ -95,7 +96,7 @@ void collect_override(const std::string& text, Settings& settings) {
 void settle_length(Settings& settings) {
   const auto steps = settings.find("train.max_steps"), tokens = settings.find("train.max_tokens");
   if (steps == settings.end() || tokens == settings.end()) return;
-  const bool new_steps = steps->second.origin == "command line", new_tokens = tokens->second.origin == "command line";
+  const bool new_steps = steps->second.origin == kCommandLine, new_tokens = tokens->second.origin == kCommandLine;
   if (new_steps != new_tokens) settings.erase(new_steps ? tokens : steps);
 }
 
@@ -110,6 +111,16 @@ Config config_from(const Settings& settings) {
                 found_text(given->second.node), expected.value_or(""));
   }
   return config;
+}
+
+// A type of attention on the command line sets the file's keys of other types aside, so that one file serves them all.
+Config with_chosen_attention(Config config, Settings& settings) {
+  const AttentionType type = config.model.attention.type;
+  if (config.origin["model.attention.type"] != kCommandLine) return config;
+  std::erase_if(settings, [&](const auto& item) {
+    return !in_scope(find_config_key(item.first)->scope, type) && item.second.origin != kCommandLine;
+  });
+  return config_from(settings);
 }
 
 // Defaults that follow from other keys and that the rules look at.
@@ -170,7 +181,7 @@ Config parse_config(const std::string& yaml, const std::string& name, const std:
   collect_file(yaml, name, settings);
   for (const std::string& text : overrides) collect_override(text, settings);
   settle_length(settings);
-  Config config = config_from(settings);
+  Config config = with_chosen_attention(config_from(settings), settings);
   fill_names(config, name);
   check_config_rules(config, name, [&](const std::string& key) {
     const auto given = settings.find(key);

@@ -307,7 +307,7 @@ std::string nearest_config_key(std::string_view name) {
   std::string best;
   size_t least = std::string::npos;
   const auto consider = [&](std::string_view candidate) {
-    const size_t distance = edit_distance(name, candidate) + 5 * edit_distance(last_part(name), last_part(candidate));
+    const size_t distance = edit_distance(name, candidate) + 8 * edit_distance(last_part(name), last_part(candidate));
     if (distance < least) {
       least = distance;
       best = candidate;

@@ -21,6 +21,7 @@ the command line; the value is YAML:
 - An unknown key, a duplicate, a wrong type or a rule broken between keys stops the command with exit code 2, and the
   message names the file and line, or the override.
 - Keys that the chosen `model.attention.type` does not use are refused; the resolved configuration shows them as `null`.
+  A type given on the command line sets the file's keys of other types aside instead.
 - `train.max_steps` or `train.max_tokens` sets the length of a run; the one on the command line replaces the other.
 
 A run directory resumes only under its own configuration. What may change between launches:

@@ -55,9 +55,8 @@ class Rules {
       if (in_scope(key.scope, type) || !given(key.name)) continue;
       const char* users = key.scope == Scope::mha ? "mha" : key.scope == Scope::latent ? "mla and egmla" : "egmla";
       rule(false, {key.name.c_str()},
-           "{} has no meaning under model.attention.type {}; only {} uses it; remove it, or "
-           "set it to null",
-           key.name, attention_type_name(type), users);
+           "{} has no meaning under model.attention.type {}, it belongs to {}; remove it, or set it to null", key.name,
+           attention_type_name(type), users);
     }
   }
 
