@@ -78,7 +78,7 @@ echo "$source_id" >"$run/source_id"
 json_number() { tr -d '\n' | sed -n "s/.*\"$1\" *: *\([-+.0-9eE]*\).*/\1/p"; }
 
 say "A sample"
-entropy=$("$egmla" data stats "$data"/val_*.bin --json | json_number unigram_entropy_nats)
+entropy=$("$egmla" data stats "$data"/val_*.bin --json | json_number entropy_nats)
 parameters=$("$egmla" inspect "$run" --json | tr -d '\n' | sed 's/.*"parameters"[^{]*{\([^}]*\)}.*/{\1}/' | json_number total)
 printf '{"val_unigram_entropy_nats": %s, "parameters": %s}\n' "${entropy:?}" "${parameters:?}" >"$run/stats.json"
 "$egmla" generate "$run" --prompt "$prompt" --max-new-tokens 150 --temperature 0.8 --top-k 50 --seed 1

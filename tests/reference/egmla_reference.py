@@ -186,8 +186,10 @@ class Model:
         return self.linear("model.embed_tokens" if self.model["tie_word_embeddings"] else "lm_head", x)
 
     def losses(self, ids, end_of_text=None):
-        """ids [T + 1] -> the loss in nats of predicting ids[1:], [T]."""
+        """ids [T + 1] -> the loss in nats of predicting ids[1:], [T]. With end_of_text, the first token of a document
+        is not predicted from the document before: such losses are left out."""
         logits = self.logits(ids[:-1], end_of_text)
         peak = logits.max(axis=-1)
         log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=-1))
-        return log_sum - logits[np.arange(len(logits)), ids[1:]]
+        losses = log_sum - logits[np.arange(len(logits)), ids[1:]]
+        return losses if end_of_text is None else losses[ids[:-1] != end_of_text]
