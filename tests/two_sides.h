@@ -190,4 +190,28 @@ void compare_sides(Context& cuda, DType dtype, F&& body) {
   }
 }
 
+// A test of the CUDA back end; skipped where there is no device.
+class KernelsCuda : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  }
+
+  static Context& cuda() {
+    static Context context(CudaDevice{0});
+    return context;
+  }
+};
+
+// Calls body(dtype, pad, shift) over both types and three layouts: packed, rows apart by aligned and by odd strides.
+template <class F>
+void for_layouts(F&& body) {
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    for (const auto& [pad, shift] : {std::pair{0, 0}, std::pair{16, 8}, std::pair{3, 1}}) {
+      SCOPED_TRACE(fmt::format("{}, pad {}, shift {}", name_of(dtype), pad, shift));
+      body(dtype, pad, shift);
+    }
+  }
+}
+
 }  // namespace egmla::testing_sides
