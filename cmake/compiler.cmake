@@ -2,9 +2,9 @@
 add_library(egmla_flags INTERFACE)
 target_compile_options(egmla_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror -fno-math-errno -fno-trapping-math>)
-# False positives of g++ 12 and 13 on std::string and std::array under -O3.
+# False positives of g++ 12 and 13 on std::string, std::array and std::optional under -O3.
 target_compile_options(egmla_flags INTERFACE
-  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict -Wno-array-bounds -Wno-stringop-overflow -Wno-stringop-overread>)
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict -Wno-array-bounds -Wno-maybe-uninitialized -Wno-stringop-overflow -Wno-stringop-overread>)
 if(CMAKE_BUILD_TYPE STREQUAL "Release")
   target_compile_options(egmla_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O3>)
 endif()

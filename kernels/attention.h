@@ -3,7 +3,8 @@
 // dr may be 0 (k_rope undefined). k_rope is one head shared by all (MLA), read in place. Query head h reads key head
 // h / (H / Hkv) (grouped-query attention). Query i stands at position i + (Tk - Tq) and sees keys j <= its position,
 // and, where document_start is defined, j >= document_start[b, i].
-// All tensors are strided [B, T, heads, width], so slices of packed projections need no copy. Backward is deterministic.
+// All tensors are strided [B, T, heads, width], so slices of packed projections need no copy. Backward is
+// deterministic.
 #pragma once
 
 #include "kernels/launch.h"
@@ -27,8 +28,8 @@ struct AttentionBackward {
   static constexpr const char* kName = "attention_backward";
   View q_grad, k_grad, k_rope_grad, v_grad;  // as q, k, k_rope (or undefined), v
   View delta;                                // [B, H, T] f32/f64 workspace: sum(out * out_grad) per row
-  View workspace;                            // f32/f64, attention_backward_workspace() elements, or undefined if that is 0
-  View out_grad;                             // [B, T, H, dv]
+  View workspace;  // f32/f64, attention_backward_workspace() elements, or undefined if that is 0
+  View out_grad;   // [B, T, H, dv]
   View out, lse, q, k, k_rope, v, document_start;
   double scale = 1.0;
 };
@@ -38,6 +39,7 @@ EGMLA_DECLARE_KERNEL(AttentionBackward);
 
 // Elements of AttentionBackward::workspace that a back end needs for these shapes.
 int64_t attention_backward_workspace(CpuContext& context, const AttentionBackward& kernel);
+int64_t attention_backward_workspace(PlanContext& context, const AttentionBackward& kernel);
 #ifdef EGMLA_WITH_CUDA
 int64_t attention_backward_workspace(CudaContext& context, const AttentionBackward& kernel);
 #endif

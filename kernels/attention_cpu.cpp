@@ -215,4 +215,10 @@ int64_t attention_backward_workspace(CpuContext&, const AttentionBackward& k) {
   return k.k_rope.defined() ? k.q.size(0) * k.q.size(2) * k.q.size(1) * k.k_rope.size(3) : 0;
 }
 
+// Every back end sums the shared key's gradient over the heads.
+int64_t attention_backward_workspace(PlanContext&, const AttentionBackward& k) {
+  CpuContext unused;
+  return attention_backward_workspace(unused, k);
+}
+
 }  // namespace egmla

@@ -7,6 +7,10 @@
 
 namespace egmla {
 
+// A plan runs no kernel.
+template <class Kernel>
+void run(PlanContext&, const Kernel&) {}
+
 template <class Kernel>
 void launch(Context& context, const Kernel& kernel) {
   context.visit([&](auto& backend) { run(backend, kernel); });
@@ -14,7 +18,7 @@ void launch(Context& context, const Kernel& kernel) {
 
 // Declares run() for each back end; used once per kernel struct, in its header.
 #ifdef EGMLA_WITH_CUDA
-#define EGMLA_DECLARE_KERNEL(Struct)          \
+#define EGMLA_DECLARE_KERNEL(Struct)            \
   void run(CpuContext& context, const Struct&); \
   void run(CudaContext& context, const Struct&)
 #else

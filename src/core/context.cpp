@@ -50,4 +50,14 @@ void CpuContext::copy(void* target, const void* source, size_t bytes) {
   std::memcpy(target, source, bytes);
 }
 
+void* PlanContext::allocate(size_t bytes) {
+  memory_.in_use += static_cast<int64_t>(rounded(bytes));
+  memory_.peak = std::max(memory_.peak, memory_.in_use);
+  return reinterpret_cast<void*>(kAlignment);
+}
+
+void PlanContext::release(void*, size_t bytes) {
+  memory_.in_use -= static_cast<int64_t>(rounded(bytes));
+}
+
 }  // namespace egmla

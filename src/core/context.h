@@ -46,16 +46,52 @@ class CpuContext {
   MemoryUse memory_;
 };
 
+// Runs nothing and holds nothing: it hands out addresses that must not be followed and counts bytes as the device it
+// stands for would. A forward and backward pass on it tells the exact memory of that pass (`egmla inspect`).
+class PlanContext {
+ public:
+  explicit PlanContext(bool for_cpu) : for_cpu_(for_cpu) {
+  }
+
+  void* allocate(size_t bytes);
+  void release(void* data, size_t bytes);
+  void copy(void*, const void*, size_t) {
+  }
+  void copy_from_host(void*, const void*, size_t) {
+  }
+  void copy_to_host(void*, const void*, size_t) {
+    fail("plan: there are no values to read");
+  }
+  void synchronize() {
+  }
+  const char* name() const {
+    return for_cpu_ ? "cpu (plan)" : "cuda (plan)";
+  }
+  MemoryUse& memory() {
+    return memory_;
+  }
+  bool for_cpu() const {
+    return for_cpu_;
+  }
+
+ private:
+  bool for_cpu_;
+  MemoryUse memory_;
+};
+
 class Context {
  public:
 #ifdef EGMLA_WITH_CUDA
-  using Backend = std::variant<CpuContext, CudaContext>;
+  using Backend = std::variant<CpuContext, PlanContext, CudaContext>;
 #else
-  using Backend = std::variant<CpuContext>;
+  using Backend = std::variant<CpuContext, PlanContext>;
 #endif
 
   // The host. Cheap to make; tensors hold a pointer to their context, so it must outlive them.
   Context() = default;
+  // A plan of what a device would hold.
+  explicit Context(const PlanContext& plan) : backend_(plan) {
+  }
 #ifdef EGMLA_WITH_CUDA
   // The CUDA device with this ordinal. Raises when there is none.
   explicit Context(CudaDevice device) : backend_(std::in_place_type<CudaContext>, device) {}
@@ -69,8 +105,10 @@ class Context {
     return std::visit(std::forward<F>(function), backend_);
   }
 
+  // True for the CPU and for a plan of it.
   bool is_cpu() const {
-    return std::holds_alternative<CpuContext>(backend_);
+    const auto* plan = std::get_if<PlanContext>(&backend_);
+    return plan ? plan->for_cpu() : std::holds_alternative<CpuContext>(backend_);
   }
   const char* name() {
     return visit([](auto& backend) { return backend.name(); });

@@ -1,0 +1,27 @@
+// What a configuration costs, told without data and without memory: parameters, cache, FLOPs, bytes.
+#pragma once
+
+#include <string>
+
+#include "io/config.h"
+
+namespace egmla {
+
+struct Inspection {
+  int64_t parameters = 0, embedding = 0, attention = 0, ffn = 0, norms = 0, gate_tables = 0, matmul = 0;
+  int64_t cache_elements = 0;                                          // per token, all layers
+  int64_t mha_cache_elements = 0;                                      // of MHA with the same heads and value width
+  int64_t cache_bytes = 0;                                             // per token in the compute type
+  double flops_per_token = 0;                                          // forward and backward, matrix products alone
+  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0;  // bytes; activations of one micro-batch
+  bool for_cpu = true;
+  std::string dtype;
+};
+
+// Runs one forward and backward pass on a plan of the device that run.device and run.precision ask for.
+Inspection inspect(const Config& config);
+
+std::string inspection_text(const Config& config, const Inspection& found);
+std::string inspection_json(const Inspection& found);
+
+}  // namespace egmla
