@@ -8,7 +8,7 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -227,6 +227,18 @@ TEST_F(PrepareTest, PreparedDataIsKeptUnlessForced) {
   prepare_data(options_);
   EXPECT_EQ(written("train"), first);
   EXPECT_EQ(expand_glob(options_.out + "/train_*.bin").size(), 1u);  // no shard of the first time is left
+}
+
+TEST_F(PrepareTest, TheTokenizerInUseMayStandInTheDirectory) {
+  input("text.txt", kVerse);
+  options_.out = directory_;
+  prepare_data(options_);
+  EXPECT_EQ(written("train"), expected({kVerse}));
+  options_.out = directory_ + "/other";
+  fs::create_directories(options_.out);
+  write_file(options_.out + "/tokenizer.json", "{}");
+  expect_error("holds prepared data already");
+  EXPECT_EQ(read_file(options_.out + "/tokenizer.json"), "{}");
 }
 
 TEST_F(PrepareTest, StandardInputCanBeSplit) {

@@ -145,22 +145,25 @@ class SplitWriter {
   BlockEncoder encoder_;
 };
 
-bool is_output(const std::string& file) {
-  return file == "meta.json" || file == "tokenizer.json" ||
-         (file.ends_with(".bin") && (file.starts_with("train_") || file.starts_with("val_")));
-}
-
 // Makes the directory; refuses or, when forced, removes what an earlier preparation left there, its meta.json first.
-void make_room(const std::string& out, bool force) {
+// The tokenizer in use may stand there already.
+void make_room(const PrepareOptions& options) {
+  const std::string& out = options.out;
   std::error_code error;
   fs::create_directories(out, error);
   check_usage(!error, "{}: cannot be made: {}; choose another --out", out, error.message());
+  const auto in_use = [&](const fs::path& path) {
+    return fs::equivalent(path, options.tokenizer) || fs::equivalent(out, options.tokenizer);
+  };
   std::vector<fs::path> old;
   for (const auto& entry : fs::directory_iterator(out)) {
-    if (is_output(entry.path().filename().string())) old.push_back(entry.path());
+    const std::string name = entry.path().filename().string();
+    const bool shard = name.ends_with(".bin") && (name.starts_with("train_") || name.starts_with("val_"));
+    const bool tokenizer = name == "tokenizer.json" && !in_use(entry.path());
+    if (shard || tokenizer || name == "meta.json") old.push_back(entry.path());
   }
-  check_usage(old.empty() || force, "{}: holds prepared data already; choose another --out, or replace it with --force",
-              out);
+  check_usage(old.empty() || options.force,
+              "{}: holds prepared data already; choose another --out, or replace it with --force", out);
   std::sort(old.begin(), old.end());  // meta.json before the shards it vouches for
   for (const fs::path& path : old) {
     check(fs::remove(path, error), "{}: cannot be removed: {}", path.string(), error.message());
@@ -203,7 +206,7 @@ PrepareSummary prepare_data(const PrepareOptions& options) {
   check_usage(std::count(options.inputs.begin(), options.inputs.end(), "-") <= 1,
               "data prepare: standard input is named twice; expected once");
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
-  make_room(options.out, options.force);
+  make_room(options);
   std::vector<std::string> inputs = options.inputs;
   std::optional<PendingFile> spool;  // never committed: it goes when the work is done
   SplitPoint point;

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "text/text_hash.h"
 #include "text/tokenizer.h"
 
 namespace egmla {
@@ -27,15 +28,11 @@ class BpeTrainer {
  private:
   static constexpr size_t kBlock = 1 << 20;
 
-  struct Hash {
-    using is_transparent = void;
-    size_t operator()(std::string_view piece) const { return std::hash<std::string_view>()(piece); }
-  };
   void count(std::string_view text);
 
-  std::unordered_map<std::string, int64_t, Hash, std::equal_to<>> counts_;  // by piece
-  std::string pending_;                                                     // not counted yet
-  size_t enough_ = kBlock;                                                  // pending bytes worth looking for a break
+  std::unordered_map<std::string, int64_t, TextHash, std::equal_to<>> counts_;  // by piece
+  std::string pending_;                                                         // not counted yet
+  size_t enough_ = kBlock;  // pending bytes worth looking for a break
 };
 
 }  // namespace egmla

@@ -1,5 +1,6 @@
 // The two file formats of a Tokenizer: Hugging Face's tokenizer.json and GPT-2's encoder.json with vocab.bpe.
 // What would change the ids and is not implemented is refused, so a tokenizer that loads encodes as its source does.
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -8,7 +9,6 @@
 #include "core/files.h"
 #include "text/byte_alphabet.h"
 #include "text/tokenizer.h"
-#include "text/unicode.h"
 
 namespace egmla {
 namespace {
@@ -20,13 +20,14 @@ using IdOf = std::unordered_map<std::string, int32_t>;
 constexpr int64_t kLargestId = (1 << 24) - 1;
 
 // The value at a dotted key; null where it is absent.
-Json value_at(const Json& root, const std::string& key) {
+const Json& value_at(const Json& root, const std::string& key) {
+  static const Json absent;
   const Json* value = &root;
   for (size_t begin = 0; begin <= key.size();) {
     const size_t end = std::min(key.find('.', begin), key.size());
-    if (!value->is_object()) return nullptr;
+    if (!value->is_object()) return absent;
     const auto found = value->find(key.substr(begin, end - begin));
-    if (found == value->end()) return nullptr;
+    if (found == value->end()) return absent;
     value = &*found;
     begin = end + 1;
   }
@@ -35,7 +36,7 @@ Json value_at(const Json& root, const std::string& key) {
 
 // The key must be absent, null or one of the values given.
 void expect(const Json& root, const std::string& name, const std::string& key, const std::vector<Json>& allowed) {
-  const Json value = value_at(root, key);
+  const Json& value = value_at(root, key);
   if (value.is_null()) return;
   std::string words = "null";
   for (const Json& each : allowed) {
@@ -150,7 +151,7 @@ TokenizerModel read_model(const Json& root, const std::string& name) {
   expect_supported(root, name);
   TokenizerModel model;
   const IdOf id_of = read_vocabulary(value_at(root, "model.vocab"), name, "model.vocab");
-  const Json added = value_at(root, "added_tokens");
+  const Json& added = value_at(root, "added_tokens");
   for (const Json& entry : added) model.added.push_back(read_added(entry, id_of, name));
   place_tokens(model, id_of, name);
   for (const Json& merge : root.at("model").at("merges")) {
@@ -160,7 +161,7 @@ TokenizerModel read_model(const Json& root, const std::string& name) {
       add_merge(model, id_of, name, merge.at(0).get<std::string>(), merge.at(1).get<std::string>());
     }
   }
-  const Json prefix = value_at(root, "pre_tokenizer.add_prefix_space");
+  const Json& prefix = value_at(root, "pre_tokenizer.add_prefix_space");
   model.add_prefix_space = prefix.is_null() || prefix.get<bool>();  // true where absent, as in `tokenizers`
   return model;
 }
@@ -203,7 +204,8 @@ Tokenizer Tokenizer::from_gpt2(const std::string& encoder, const std::string& me
 }
 
 Tokenizer Tokenizer::load(const std::string& path) {
-  const bool is_directory = fs::is_directory(path);
+  std::error_code unreadable;  // read_file() says why
+  const bool is_directory = fs::is_directory(path, unreadable);
   const fs::path directory = is_directory ? fs::path(path) : fs::path(path).parent_path();
   const std::string file = is_directory ? "" : fs::path(path).filename().string();
   if (is_directory && fs::exists(directory / "tokenizer.json")) return load((directory / "tokenizer.json").string());

@@ -10,6 +10,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "text/text_hash.h"
+
 namespace egmla {
 
 class WordCache {
@@ -36,17 +38,13 @@ class WordCache {
   static constexpr size_t kParts = 256;
   static constexpr size_t kWordsInPart = 1024;
 
-  struct Hash {
-    using is_transparent = void;
-    size_t operator()(std::string_view word) const { return std::hash<std::string_view>()(word); }
-  };
   struct Part {
     std::mutex mutex;
-    std::unordered_map<std::string, std::vector<int32_t>, Hash, std::equal_to<>> words;
+    std::unordered_map<std::string, std::vector<int32_t>, TextHash, std::equal_to<>> words;
   };
 
   // The upper bits, since the map inside a part goes by the lower ones.
-  Part& part_of(std::string_view word) { return parts_[Hash()(word) >> 56]; }
+  Part& part_of(std::string_view word) { return parts_[TextHash()(word) >> 56]; }
 
   std::array<Part, kParts> parts_;
 };
