@@ -24,7 +24,7 @@ FOREIGN = {
              r"(.*_cuda\.(cpp|cu)|.*\.cuh|.*_state\.h|.*_nccl\.cpp)"),
     "NCCL": (r"nccl", r"src/dist/.*(_cuda|_nccl)\.cpp"),
     "MPI": (r"mpi\.h", r"src/dist/\w*\.cpp"),
-    "HDF5": (r"(hdf5|H5\w*)\.h", r"(src/io/(checkpoint|seal)\w*\.cpp|tests/test_checkpoint\w*\.cpp)"),
+    "HDF5": (r"(hdf5|H5\w*)\.h", r"(src/io/(checkpoint|seal)\w*\.(cpp|h)|tests/test_checkpoint\w*\.cpp)"),
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

@@ -7,9 +7,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "core/files.h"
 #include "core/rng.h"
 #include "io/checkpoint.h"
-#include "io/files.h"
 
 namespace egmla {
 namespace {

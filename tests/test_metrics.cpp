@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/tensorboard.h"

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 #include "lab/report.h"
 #include "lab/report_data.h"
 #include "lab/svg_chart.h"

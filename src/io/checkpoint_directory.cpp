@@ -4,8 +4,8 @@
 #include <filesystem>
 #include <string_view>
 
+#include "core/files.h"
 #include "io/checkpoint.h"
-#include "io/files.h"
 
 namespace egmla {
 namespace {

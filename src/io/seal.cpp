@@ -11,7 +11,7 @@
 #include <optional>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 
 namespace egmla {
 namespace {

@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 #include "lab/report_data.h"
 #include "lab/report_style.h"
 #include "lab/svg_chart.h"

@@ -10,7 +10,7 @@
 #include <set>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 #include "train/progress.h"
 
 namespace egmla {

@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 
 namespace egmla {
 namespace {

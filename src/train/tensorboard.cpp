@@ -9,7 +9,7 @@
 #include <filesystem>
 
 #include "core/check.h"
-#include "io/files.h"
+#include "core/files.h"
 
 namespace egmla {
 namespace {

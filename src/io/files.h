@@ -1,3 +1,0 @@
-// The former place of core/files.h.
-#pragma once
-#include "core/files.h"
