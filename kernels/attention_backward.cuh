@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_query_gradient_kerne
   constexpr uint32_t kStage = 2 * BN * (QK + V), kValues = 2 * BN * QK;  // bytes; V follows K in a stage
   const int m0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BM;
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
-  const int last_row = min(m0 + BM, p.length) - 1, warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * MT;
+  const int last_row = min(m0 + BM, p.length) - 1;
   const int* starts = p.document_start ? p.document_start + static_cast<int64_t>(b) * p.length : nullptr;
-  const int last_start = starts ? starts[last_row] : 0, row = m0 + warp_row;
+  const int last_start = starts ? starts[last_row] : 0, row = m0 + warp_row<MT>();
   const int n_first = starts ? starts[m0] / BN : 0, n_last = last_row / BN;
   const Rows k = rows_of(p.k, p.k_rope, b, h / p.group), v = rows_of(p.v, b, h / p.group);
 
@@ -75,9 +75,10 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_query_gradient_kerne
     float s[MT][BN / 8][4], dp[MT][BN / 8][4];
     clear(s);
     clear(dp);
-    multiply_transposed<QK>(s, q_tile, warp_row, k_tile);
-    if (n * BN + BN - 1 > row || n * BN < last_start) mask_keys(s, starts, row, last_row, 0, n * BN);
-    multiply_transposed<V>(dp, out_grad_tile, warp_row, v_tile);
+    multiply_transposed<QK>(s, q_tile, warp_row<MT>(), k_tile);
+    if (n * BN + BN - 1 > row) mask_future(s, row - n * BN);
+    if (n * BN < last_start) mask_documents(s, starts, row, p.length - 1, n * BN);
+    multiply_transposed<V>(dp, out_grad_tile, warp_row<MT>(), v_tile);
     score_gradient_by_query(s, dp, lse2, delta, p.scale * kLog2E);
     uint32_t ds[MT][BN / 16][4];
     to_operand(ds, s);
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_key_gradient_kernel(
   const uint32_t k_tile = dynamic_shared(), v_tile = k_tile + 2 * BN * QK, stages = v_tile + 2 * BN * V;
   const int n0 = static_cast<int>(blockIdx.x) * BN;  // the first keys are seen by most queries: longest first
   const int key_head = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z), last_query = p.length - 1;
-  const int warp_key = static_cast<int>(threadIdx.x) / 32 * 16 * MT, key = n0 + warp_key;
+  const int key = n0 + warp_row<MT>();
   const int* starts = p.document_start ? p.document_start + static_cast<int64_t>(b) * p.length : nullptr;
   const int end = starts ? first_query_past(starts, p.length, min(n0 + BN, p.length) - 1) : p.length;
   const int m_first = n0 / BM, tiles = (end - 1) / BM - m_first + 1, steps = tiles * p.group;
@@ -208,9 +209,10 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_key_gradient_kernel(
     if (query + BM <= key) continue;  // wholly before this warp's keys
     float s[MT][BM / 8][4];
     clear(s);
-    multiply_transposed<QK>(s, k_tile, warp_key, stage.q);
-    if (query < key + 16 * MT - 1 || (starts && starts[min(query + BM - 1, last_query)] > key))
-      mask_queries(s, starts, query, last_query, key);
+    multiply_transposed<QK>(s, k_tile, warp_row<MT>(), stage.q);
+    if (query < key + 16 * MT - 1) mask_future_transposed(s, key - query);
+    if (starts && starts[min(query + BM - 1, last_query)] > key)
+      mask_documents_transposed(s, starts, query, last_query, key);
     probability_by_key(s, stage.lse(), p.scale * kLog2E);
     uint32_t operand[MT][BM / 16][4];
     if (kValues) {
@@ -220,7 +222,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_key_gradient_kernel(
     if (kKeys) {
       float dp[MT][BM / 8][4];
       clear(dp);
-      multiply_transposed<V>(dp, v_tile, warp_key, stage.out_grad());
+      multiply_transposed<V>(dp, v_tile, warp_row<MT>(), stage.out_grad());
       score_gradient_by_key(s, dp, stage.delta());
       to_operand(operand, s);
       multiply<QK>(dk, operand, stage.q);

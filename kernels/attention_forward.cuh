@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 2 : 1)
   const uint32_t q_tile = dynamic_shared(), k_tile = q_tile + 2 * BM * QK, v_tile = k_tile + 2 * BN * QK;
   const int m0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BM;  // the longest rows first
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z), shift = p.keys - p.queries;
-  const int last_row = min(m0 + BM, p.queries) - 1, warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * MT;
+  const int last_row = min(m0 + BM, p.queries) - 1;
   const int* starts = p.document_start ? p.document_start + static_cast<int64_t>(b) * p.queries : nullptr;
-  const int last_start = starts ? starts[last_row] : 0, row = m0 + warp_row;
+  const int last_start = starts ? starts[last_row] : 0, row = m0 + warp_row<MT>();
   const int n_first = starts ? starts[m0] / BN : 0, n_last = (last_row + shift) / BN;
   const Rows k = rows_of(p.k, p.k_rope, b, h / p.group), v = rows_of(p.v, b, h / p.group);
 
@@ -95,12 +95,13 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 2 : 1)
     const bool seen = n * BN < row + 16 * MT + shift;  // by any query of this warp
     float s[MT][BN / 8][4];
     clear(s);
-    if (seen) multiply_transposed<QK>(s, q_tile, warp_row, k_tile);
+    if (seen) multiply_transposed<QK>(s, q_tile, warp_row<MT>(), k_tile);
     wait_for_copies();
     __syncthreads();  // V has come, and nobody reads this K any more
     if (n > n_first) load_tile<BN, QK, kThreads>(k_tile, k, (n - 1) * BN, p.keys);
     if (!seen) continue;
-    if (n * BN + BN - 1 > row + shift || n * BN < last_start) mask_keys(s, starts, row, last_row, shift, n * BN);
+    if (n * BN + BN - 1 > row + shift) mask_future(s, row + shift - n * BN);
+    if (n * BN < last_start) mask_documents(s, starts, row, p.queries - 1, n * BN);
     online_softmax(s, out, largest, sum, p.scale * kLog2E);
     uint32_t probability[MT][BN / 16][4];
     to_operand(probability, s);

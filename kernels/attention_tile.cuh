@@ -42,6 +42,14 @@ __device__ __forceinline__ uint32_t chunk_offset(int row, int chunk) {
   return static_cast<uint32_t>(row * (W / 8) + (chunk ^ turn)) * 16;
 }
 
+// Address of an even chunk further right than `first`, the address of chunk 0 or 1 of the same row: as tiles start at
+// multiples of 128 bytes, the permutation is one exclusive or with a constant.
+template <int W>
+__device__ __forceinline__ uint32_t chunk_right_of(uint32_t first, int chunk) {
+  return (first ^ static_cast<uint32_t>(chunk % kSwizzle<W> * 16)) +
+         static_cast<uint32_t>(chunk / kSwizzle<W> * kSwizzle<W> * 16);
+}
+
 // Starts the copy of rows [first, first + kRows); rows from `end` on become zero. A thread keeps to one place within
 // kSwizzle chunks and steps by a multiple of the permutation's period, so its offsets differ by constants.
 template <int kRows, int W, int kThreads>
@@ -90,17 +98,17 @@ __device__ __forceinline__ void clear(float (&x)[MT][NT][4]) {
 template <int W, int MT, int NT>
 __device__ __forceinline__ void multiply_transposed(float (&acc)[MT][NT][4], uint32_t a, int a_row, uint32_t b) {
   const int lane = fresh_thread() & 31;
-  const int a_lane = a_row + (lane & 15), a_half = lane >> 4;
-  const int b_lane = (lane & 7) + ((lane >> 4) << 3), b_half = (lane >> 3) & 1;
+  const uint32_t a_first = a + chunk_offset<W>(a_row + (lane & 15), lane >> 4);
+  const uint32_t b_first = b + chunk_offset<W>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
 #pragma unroll
   for (int k = 0; k < W / 16; ++k) {
     uint32_t fa[MT][4];
 #pragma unroll
-    for (int m = 0; m < MT; ++m) load_matrices(fa[m], a + chunk_offset<W>(a_lane + 16 * m, 2 * k + a_half));
+    for (int m = 0; m < MT; ++m) load_matrices(fa[m], chunk_right_of<W>(a_first, 2 * k) + 32 * W * m);
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
       uint32_t fb[4];
-      load_matrices(fb, b + chunk_offset<W>(b_lane + 8 * n, 2 * k + b_half));
+      load_matrices(fb, chunk_right_of<W>(b_first, 2 * k) + 16 * W * n);
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
         multiply_add(acc[m][n], fa[m], fb[0], fb[1]);
@@ -114,12 +122,13 @@ __device__ __forceinline__ void multiply_transposed(float (&acc)[MT][NT][4], uin
 template <int W, int MT, int KT>
 __device__ __forceinline__ void multiply(float (&acc)[MT][W / 8][4], const uint32_t (&a)[MT][KT][4], uint32_t b) {
   const int lane = fresh_thread() & 31;
+  const uint32_t first = b + chunk_offset<W>(lane & 15, lane >> 4);
 #pragma unroll
   for (int k = 0; k < KT; ++k) {
 #pragma unroll
     for (int n = 0; n < W / 8; n += 2) {
       uint32_t fb[4];
-      load_matrices_transposed(fb, b + chunk_offset<W>(16 * k + (lane & 15), n + (lane >> 4)));
+      load_matrices_transposed(fb, chunk_right_of<W>(first, n) + 32 * W * k);
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
         multiply_add(acc[m][n], a[m][k], fb[0], fb[1]);
@@ -144,55 +153,96 @@ __device__ __forceinline__ void to_operand(uint32_t (&out)[MT][NT / 2][4], const
   }
 }
 
+// First of the 16 MT rows that this warp owns in a block.
+template <int MT>
+__device__ __forceinline__ int warp_row() {
+  return fresh_thread() / 32 * 16 * MT;
+}
+
 // Row of this lane within a warp's MT x 16 rows; half 0 holds elements 0 and 1, half 1 elements 2 and 3.
 __device__ __forceinline__ int lane_row(int m, int half) {
-  return 16 * m + 8 * half + ((static_cast<int>(threadIdx.x) & 31) >> 2);
+  return 16 * m + 8 * half + ((fresh_thread() & 31) >> 2);
 }
 
 // First of this lane's two columns in column tile n.
 __device__ __forceinline__ int lane_column(int n) {
-  return 8 * n + 2 * (static_cast<int>(threadIdx.x) & 3);
+  return 8 * n + 2 * (fresh_thread() & 3);
 }
 
-// Scores that causality or documents forbid become -infinity. Rows are queries from `row` on (query i stands at
-// position i + shift), columns are keys from `key` on.
+// Masks: scores that are not to be seen become -infinity. Places are compared relative to the lane's first column, so
+// that columns are constants. Two layouts: rows are queries and columns keys, or (transposed) the other way round.
+
+// Keys after their query: `ahead` is the position of the first row less that of the first column.
 template <int MT, int NT>
-__device__ __forceinline__ void mask_keys(float (&s)[MT][NT][4], const int* starts, int row, int last_row, int shift,
-                                          int key) {
+__device__ __forceinline__ void mask_future(float (&s)[MT][NT][4], int ahead) {
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = row + lane_row(m, half);
-      const int begin = starts ? starts[min(i, last_row)] : 0;
+      const int last = ahead + lane_row(m, half) - lane_column(0);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const int j = key + lane_column(n) + c;
-          if (j > i + shift || j < begin) s[m][n][2 * half + c] = -INFINITY;
+          if (8 * n + c > last) s[m][n][2 * half + c] = -INFINITY;
         }
       }
     }
   }
 }
 
-// The same where rows are keys from `key` on and columns queries from `query` on, at position = index.
+// Keys before the document of their query; rows are queries from `row` on, columns keys from `key` on.
 template <int MT, int NT>
-__device__ __forceinline__ void mask_queries(float (&s)[MT][NT][4], const int* starts, int query, int last_row,
-                                             int key) {
+__device__ __forceinline__ void mask_documents(float (&s)[MT][NT][4], const int* starts, int row, int last_row,
+                                               int key) {
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int first = starts[min(row + lane_row(m, half), last_row)] - key - lane_column(0);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * n + c < first) s[m][n][2 * half + c] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+template <int MT, int NT>
+__device__ __forceinline__ void mask_future_transposed(float (&s)[MT][NT][4], int ahead) {
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int first = ahead + lane_row(m, half) - lane_column(0);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * n + c < first) s[m][n][2 * half + c] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+// Rows are keys from `key` on, columns queries from `query` on.
+template <int MT, int NT>
+__device__ __forceinline__ void mask_documents_transposed(float (&s)[MT][NT][4], const int* starts, int query,
+                                                          int last_query, int key) {
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const int i = query + lane_column(n) + c;
-      const int begin = starts ? starts[min(i, last_row)] : 0;
+      const int first = starts[min(query + lane_column(n) + c, last_query)] - key - lane_row(0, 0);
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int j = key + lane_row(m, half);
-          if (j > i || j < begin) s[m][n][2 * half + c] = -INFINITY;
+          if (16 * m + 8 * half < first) s[m][n][2 * half + c] = -INFINITY;
         }
       }
     }
