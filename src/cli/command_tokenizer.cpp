@@ -85,11 +85,10 @@ void train(const TrainOptions& options) {
 void encode(const CodingOptions& options) {
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
   const auto ids = tokenizer.encode(options.text ? *options.text : read_stdin(), !options.plain);
-  if (options.json) {
-    fmt::print("[{}]\n", fmt::join(ids, ", "));
-  } else {
-    fmt::print("{}\n", fmt::join(ids, " "));
-  }
+  const char* const separator = options.json ? ", " : " ";
+  std::string line;
+  for (const int32_t id : ids) fmt::format_to(std::back_inserter(line), "{}{}", line.empty() ? "" : separator, id);
+  fmt::print("{}{}{}\n", options.json ? "[" : "", line, options.json ? "]" : "");
 }
 
 void decode(const CodingOptions& options) {
