@@ -1,5 +1,9 @@
 // Attention on CUDA: checks, the choice between tensor cores and the plain path, delta = rowsum(out * dout) and the sum
 // of the shared rope key's gradient over heads. Two runs agree bit for bit.
+#include <algorithm>
+#include <initializer_list>
+#include <type_traits>
+
 #include "kernels/attention_arguments.cuh"
 #include "kernels/cuda_utils.cuh"
 
@@ -55,10 +59,9 @@ void check_kernel(const Kernel& k) {
 
 // Whether 16-byte copies reach every row of every tensor.
 bool suits_tensor_cores(std::initializer_list<View> views) {
-  for (const View& view : views) {
-    if (view.defined() && (view.dtype != DType::bf16 || view.size(3) % gpu::kPacket != 0)) return false;
-  }
-  return gpu::all_aligned(views);
+  return std::all_of(views.begin(), views.end(), [](const View& view) {
+    return !view.defined() || (view.dtype == DType::bf16 && view.size(3) % gpu::kPacket == 0 && gpu::aligned(view));
+  });
 }
 
 template <class T>
