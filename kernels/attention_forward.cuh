@@ -48,7 +48,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[MT][NT][4], float (&ou
   }
 }
 
-// Closes the softmax: sum becomes the factor 1 / sum and lse (null-safe rows below end) is written.
+// Closes the softmax: lse of the rows below `end` is written, and sum becomes the factor 1 / sum.
 template <int MT>
 __device__ __forceinline__ void finish_softmax(float (&sum)[MT][2], const float (&largest)[MT][2], float* lse, int row,
                                                int end, float scale) {

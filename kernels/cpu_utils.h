@@ -24,7 +24,8 @@ void for_float(DType dtype, const char* kernel, F&& function) {
 // function(begin, end) over [0, n) cut into even ranges, one per thread; serial below `grain` items.
 template <class F>
 void parallel_ranges(int64_t n, int64_t grain, F&& function) {
-  const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), (n + grain - 1) / std::max<int64_t>(grain, 1)));
+  const int threads =
+      static_cast<int>(std::min<int64_t>(omp_get_max_threads(), (n + grain - 1) / std::max<int64_t>(grain, 1)));
   if (threads <= 1 || omp_in_parallel()) {
     if (n > 0) function(int64_t{0}, n);
     return;
@@ -51,7 +52,9 @@ inline float exp_of(float x) {
   const float scaled = y * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
   return x < -87.0f ? 0.0f : scaled;
 }
-inline double exp_of(double x) { return std::exp(x); }
+inline double exp_of(double x) {
+  return std::exp(x);
+}
 
 template <class T>
 T sigmoid(T x) {

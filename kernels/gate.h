@@ -1,6 +1,8 @@
 // EG-MLA's gate (arXiv 2509.16686; spec: kv = LayerNorm(u * g)) with its ablation keys:
-//   y = u * act(offset + g);  out = y, or LayerNorm(y) over all H w features of a token (joint) or over each head's w features.
-// Weight and bias are one per feature, [H, w] with a head stride, so that K or V alone can be gated out of a packed tensor.
+//   y = u * act(offset + g);  out = y, or LayerNorm(y) over all H w features of a token (joint) or over each head's w
+//   features.
+// Weight and bias are one per feature, [H, w] with a head stride, so that K or V alone can be gated out of a packed
+// tensor.
 #pragma once
 
 #include "kernels/launch.h"

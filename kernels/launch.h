@@ -11,9 +11,20 @@ namespace egmla {
 template <class Kernel>
 void run(PlanContext&, const Kernel&) {}
 
+// What a kernel is called in profiles; kernels whose time depends on a shape overload it.
+template <class Kernel>
+std::string label_of(const Kernel&) {
+  return Kernel::kName;
+}
+
 template <class Kernel>
 void launch(Context& context, const Kernel& kernel) {
+  if (!context.profile()) return context.visit([&](auto& backend) { run(backend, kernel); });
+  context.synchronize();
+  const auto start = Profile::Clock::now();
   context.visit([&](auto& backend) { run(backend, kernel); });
+  context.synchronize();
+  context.profile()->add(label_of(kernel), Profile::Clock::now() - start);
 }
 
 // Declares run() for each back end; used once per kernel struct, in its header.

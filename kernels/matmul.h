@@ -20,4 +20,9 @@ struct Matmul {
 
 EGMLA_DECLARE_KERNEL(Matmul);
 
+// "matmul MxNxK"
+inline std::string label_of(const Matmul& k) {
+  return fmt::format("matmul {}x{}x{}", k.out.size(0), k.out.size(1), k.a.size(k.transpose_a ? 0 : 1));
+}
+
 }  // namespace egmla

@@ -9,7 +9,8 @@ namespace egmla {
 
 constexpr int64_t kNormPartials = 128;  // rows of the partial-sum workspaces
 
-// r = x + residual (when residual is defined, stored to residual_out);  out = r * rstd * weight, rstd = 1/sqrt(mean(r^2) + eps).
+// r = x + residual (when residual is defined, stored to residual_out);  out = r * rstd * weight, rstd =
+// 1/sqrt(mean(r^2) + eps).
 struct RmsNormForward {
   static constexpr const char* kName = "rms_norm";
   View out;           // [N, C]
@@ -21,7 +22,8 @@ struct RmsNormForward {
   double eps = 1e-6;
 };
 
-// x_grad = d(out)/dx out_grad + (residual_grad when defined). weight_grad (f32/f64 [C]) is overwritten, or added to when accumulate.
+// x_grad = d(out)/dx out_grad + (residual_grad when defined). weight_grad (f32/f64 [C]) is overwritten, or added to
+// when accumulate.
 struct RmsNormBackward {
   static constexpr const char* kName = "rms_norm_backward";
   View x_grad;         // [N, C], row stride allowed; may be out_grad or residual_grad

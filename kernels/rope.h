@@ -5,8 +5,8 @@
 
 namespace egmla {
 
-// Pair p of a head at position t turns by the angle whose cosine and sine stand at [t, p]; inverse turns back (the gradient).
-// interleave: pairs are (2p, 2p+1), DeepSeek-V3's layout; otherwise (p, p + d/2), Llama's.
+// Pair p of a head at position t turns by the angle whose cosine and sine stand at [t, p]; inverse turns back (the
+// gradient). interleave: pairs are (2p, 2p+1), DeepSeek-V3's layout; otherwise (p, p + d/2), Llama's.
 struct Rope {
   static constexpr const char* kName = "rope";
   View x;          // [B, T, H, d], strided; changed in place

@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "lab/bench.h"
+#include "lab/bench_attention.h"
+#include "lab/bench_train.h"
 
 namespace egmla {
 namespace {
@@ -21,9 +22,10 @@ void add_attention(CLI::App& bench) {
   const auto options = std::make_shared<AttentionOptions>();
   CLI::App* command = bench.add_subcommand("attention", "Forward and backward of causal attention in bf16");
   command->add_flag("--json", options->json, "print JSON");
-  command->add_option("--rows", options->rows,
-                      "shapes B,H,T,QK,V; QK is a width, or DK+DR where all heads share DR of it (default: the shapes "
-                      "of configs/bench)");
+  command->add_option(
+      "--rows", options->rows,
+      "shapes B,H,T,QK,V; QK is a width, or DK+DR where all heads share DR of it (default: five shapes of the "
+      "124m and 1b models)");
   command->footer("Example: egmla bench attention --rows 16,12,1024,64+32,64 8,16,2048,128,128 --json");
   command->callback([options] {
     std::vector<AttentionShape> shapes;
@@ -34,12 +36,39 @@ void add_attention(CLI::App& bench) {
   });
 }
 
+struct TrainBenchOptions {
+  std::string config;
+  std::vector<std::string> overrides;
+  int64_t warmup = 5, steps = 20;
+  bool json = false, profile = false;
+};
+
+void add_train(CLI::App& bench) {
+  const auto options = std::make_shared<TrainBenchOptions>();
+  CLI::App* command = bench.add_subcommand("train", "A whole training step on random tokens; opens no data");
+  command->add_option("CONFIG", options->config, "configuration (YAML)")->required();
+  command->add_option("OVERRIDES", options->overrides, "for example train.micro_batch_size=8")->type_name("KEY=VALUE");
+  command->add_option("--steps", options->steps, "timed steps")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--warmup", options->warmup, "steps before")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--profile", options->profile, "also print time by kernel");
+  command->add_flag("--json", options->json, "print JSON");
+  command->footer("Example: egmla bench train configs/bench/124m_egmla.yaml --json");
+  command->callback([options] {
+    const Config config = load_config(options->config, options->overrides);
+    const TrainTiming timing = bench_train(config, options->warmup, options->steps, options->profile);
+    fmt::print("{}", options->json ? train_timing_json(config, timing) : train_timing_text(timing));
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
-  CLI::App* bench = app.add_subcommand("bench", "Speed of this machine on attention");
+  CLI::App* bench = app.add_subcommand("bench", "Speed of this machine on training steps and on attention");
   bench->require_subcommand(1);
-  bench->footer("Example: egmla bench attention");
+  bench->footer("Example: egmla bench train configs/quickstart.yaml");
+  add_train(*bench);
   add_attention(*bench);
 }
 
