@@ -11,6 +11,7 @@
 
 #include "core/backends.h"
 #include "core/check.h"
+#include "core/profile.h"
 #ifdef EGMLA_WITH_CUDA
 #include "core/context_cuda.h"
 #endif
@@ -50,29 +51,17 @@ class CpuContext {
 // stands for would. A forward and backward pass on it tells the exact memory of that pass (`egmla inspect`).
 class PlanContext {
  public:
-  explicit PlanContext(bool for_cpu) : for_cpu_(for_cpu) {
-  }
+  explicit PlanContext(bool for_cpu) : for_cpu_(for_cpu) {}
 
   void* allocate(size_t bytes);
   void release(void* data, size_t bytes);
-  void copy(void*, const void*, size_t) {
-  }
-  void copy_from_host(void*, const void*, size_t) {
-  }
-  void copy_to_host(void*, const void*, size_t) {
-    fail("plan: there are no values to read");
-  }
-  void synchronize() {
-  }
-  const char* name() const {
-    return for_cpu_ ? "cpu (plan)" : "cuda (plan)";
-  }
-  MemoryUse& memory() {
-    return memory_;
-  }
-  bool for_cpu() const {
-    return for_cpu_;
-  }
+  void copy(void*, const void*, size_t) {}
+  void copy_from_host(void*, const void*, size_t) {}
+  void copy_to_host(void*, const void*, size_t) { fail("plan: there are no values to read"); }
+  void synchronize() {}
+  const char* name() const { return for_cpu_ ? "cpu (plan)" : "cuda (plan)"; }
+  MemoryUse& memory() { return memory_; }
+  bool for_cpu() const { return for_cpu_; }
 
  private:
   bool for_cpu_;
@@ -90,8 +79,7 @@ class Context {
   // The host. Cheap to make; tensors hold a pointer to their context, so it must outlive them.
   Context() = default;
   // A plan of what a device would hold.
-  explicit Context(const PlanContext& plan) : backend_(plan) {
-  }
+  explicit Context(const PlanContext& plan) : backend_(plan) {}
 #ifdef EGMLA_WITH_CUDA
   // The CUDA device with this ordinal. Raises when there is none.
   explicit Context(CudaDevice device) : backend_(std::in_place_type<CudaContext>, device) {}
@@ -138,8 +126,17 @@ class Context {
     return visit([](auto& backend) -> MemoryUse& { return backend.memory(); });
   }
 
+  // Kernels are timed while a profile is set (kernels/launch.h); null: not.
+  Profile* profile() const {
+    return profile_;
+  }
+  void set_profile(Profile* profile) {
+    profile_ = profile;
+  }
+
  private:
   Backend backend_;
+  Profile* profile_ = nullptr;
 };
 
 }  // namespace egmla

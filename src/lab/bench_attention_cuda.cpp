@@ -8,7 +8,7 @@
 #include "core/rng.h"
 #include "core/tensor.h"
 #include "kernels/attention.h"
-#include "lab/bench.h"
+#include "lab/bench_attention.h"
 
 namespace egmla {
 namespace {

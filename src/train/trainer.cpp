@@ -14,6 +14,7 @@
 #include "kernels/layout.h"
 #include "optim/schedule.h"
 #include "train/card.h"
+#include "train/gradients.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/signals.h"
@@ -112,27 +113,14 @@ std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
   const int64_t T = state_.config().data.sequence_length, micro = train_.micro_batch_size;
   std::vector<HostBatch> batches;
   std::vector<int32_t> ids(static_cast<size_t>(T + 1));
-  int64_t counted = 0;
   for (int64_t first = 0; first < sequences_; first += micro) {
     HostBatch& batch = batches.emplace_back();
     for (int64_t i = first; i < std::min(sequences_, first + micro); ++i) {
       state_.data().read((step - 1) * sequences_ + i, ids.data());
       state_.builder().append(batch, ids.data(), T + 1);
     }
-    counted += batch.counted;
   }
-  check(counted > 0, "train: step {} holds no token to predict", step);
-  std::vector<Tensor> losses;
-  state_.model().parameters().begin_step();
-  for (const HostBatch& host : batches) {
-    Tape tape(state_.context());
-    const Batch batch = to_device(state_.context(), host, true);
-    const Var loss = state_.model().loss(tape, batch, 1.0 / static_cast<double>(counted)).loss;
-    tape.backward(loss);
-    losses.push_back(loss.value);
-  }
-  state_.model().parameters().end_step();
-  return losses;
+  return accumulate_gradients(state_.model(), batches);
 }
 
 LaunchedStep Trainer::launch_step(int64_t step) {

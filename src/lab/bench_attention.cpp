@@ -1,4 +1,4 @@
-#include "lab/bench.h"
+#include "lab/bench_attention.h"
 
 #include <charconv>
 #include <nlohmann/json.hpp>

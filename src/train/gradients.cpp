@@ -1,0 +1,22 @@
+#include "train/gradients.h"
+
+namespace egmla {
+
+std::vector<Tensor> accumulate_gradients(Transformer& model, const std::vector<HostBatch>& batches) {
+  Context& context = model.parameters().context();
+  int64_t counted = 0;
+  for (const HostBatch& batch : batches) counted += batch.counted;
+  check(counted > 0, "train: the step holds no token to predict");
+  std::vector<Tensor> losses;
+  model.parameters().begin_step();
+  for (const HostBatch& batch : batches) {
+    Tape tape(context);
+    const Var loss = model.loss(tape, to_device(context, batch, true), 1.0 / static_cast<double>(counted)).loss;
+    tape.backward(loss);
+    losses.push_back(loss.value);
+  }
+  model.parameters().end_step();
+  return losses;
+}
+
+}  // namespace egmla
