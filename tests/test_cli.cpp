@@ -1,6 +1,5 @@
 // The binary as a user meets it: exit codes, the last line on stderr, help, and the config and checkpoint commands.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 
 #include "core/check.h"
 #include "core/files.h"
+#include "egmla_command.h"
 #include "io/checkpoint.h"
 #include "io/config.h"
 
@@ -17,27 +17,13 @@ namespace egmla {
 namespace {
 
 namespace fs = std::filesystem;
+using test::egmla_command;
+using test::Outcome;
 
 void expect_parts(const std::string& text, const std::vector<std::string>& parts) {
   for (const std::string& part : parts) {
     EXPECT_NE(text.find(part), std::string::npos) << "missing '" << part << "' in: " << text;
   }
-}
-
-struct Outcome {
-  int code = 0;
-  std::string out, err;
-};
-
-// Runs the binary with a shell's command line.
-Outcome egmla_command(const std::string& arguments) {
-  const fs::path base = fs::temp_directory_path() / fmt::format("egmla_cli_{}", ::getpid());
-  const std::string out = base.string() + ".out", err = base.string() + ".err";
-  const int status = std::system(fmt::format("'{}' {} >'{}' 2>'{}'", EGMLA_BINARY, arguments, out, err).c_str());
-  Outcome outcome{.code = WEXITSTATUS(status), .out = read_file(out), .err = read_file(err)};
-  fs::remove(out);
-  fs::remove(err);
-  return outcome;
 }
 
 TEST(CommandLine, PrintsResultsAndExitCodes) {
