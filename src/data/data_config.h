@@ -18,7 +18,7 @@ struct DataSource {
 struct DataConfig {
   std::vector<DataSource> train;
   std::vector<DataSource> val;
-  std::string tokenizer;  // file; empty: token ids in, no text out
+  std::string tokenizer;        // file; empty: token ids in, no text out
   int64_t sequence_length = 0;  // T
   DataOrder order = DataOrder::shuffled;
   bool mask_documents = false;

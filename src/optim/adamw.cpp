@@ -4,7 +4,8 @@
 
 namespace egmla {
 
-AdamWOptimizer::AdamWOptimizer(ParameterStore& store, const OptimizerConfig& config, double gate_lr_scale, double gate_weight_decay)
+AdamWOptimizer::AdamWOptimizer(ParameterStore& store, const OptimizerConfig& config, double gate_lr_scale,
+                               double gate_weight_decay)
     : store_(&store), config_(config), gate_lr_scale_(gate_lr_scale), gate_weight_decay_(gate_weight_decay) {
   Context& context = store.context();
   const DType master = store.master().dtype();

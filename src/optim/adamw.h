@@ -14,8 +14,8 @@ class AdamWOptimizer {
 
   // Global norm of all gradients, [1] on the device.
   const Tensor& measure_grad_norm();
-  // Updates every parameter with gradients clipped to `max_norm` (0: not clipped) by the norm measured last. `step` counts
-  // from 1. A non-finite norm changes nothing.
+  // Updates every parameter with gradients clipped to `max_norm` (0: not clipped) by the norm measured last. `step`
+  // counts from 1. A non-finite norm changes nothing.
   void step(double lr, int64_t step, double max_norm);
 
   const Tensor& exp_avg() const { return exp_avg_; }

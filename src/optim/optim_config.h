@@ -24,7 +24,8 @@ struct OptimizerConfig {
 struct ScheduleConfig {
   ScheduleType type = ScheduleType::cosine;
   int64_t warmup_steps = 0;
-  int64_t decay_steps = 0;  // cosine, linear: steps to the final rate, 0 for max_steps; wsd: length of the final decay, 0 for a fifth of max_steps
+  int64_t decay_steps = 0;  // cosine, linear: steps to the final rate, 0 for max_steps; wsd: length of the final decay,
+                            // 0 for a fifth of max_steps
   double final_lr_fraction = 0.1;
 };
 

@@ -6,7 +6,8 @@
 
 namespace egmla {
 
-double learning_rate(const OptimizerConfig& optimizer, const ScheduleConfig& schedule, int64_t step, int64_t max_steps) {
+double learning_rate(const OptimizerConfig& optimizer, const ScheduleConfig& schedule, int64_t step,
+                     int64_t max_steps) {
   const int64_t warmup = schedule.warmup_steps;
   if (step < warmup) return optimizer.lr * static_cast<double>(step) / static_cast<double>(warmup);
   const double low = schedule.final_lr_fraction;
@@ -19,12 +20,14 @@ double learning_rate(const OptimizerConfig& optimizer, const ScheduleConfig& sch
   switch (schedule.type) {
     case ScheduleType::cosine:
       return optimizer.lr * (low + (1 - low) * 0.5 * (1 + std::cos(std::numbers::pi * passed(warmup, end))));
-    case ScheduleType::linear: return optimizer.lr * (1 - (1 - low) * passed(warmup, end));
+    case ScheduleType::linear:
+      return optimizer.lr * (1 - (1 - low) * passed(warmup, end));
     case ScheduleType::wsd: {
       const int64_t length = schedule.decay_steps > 0 ? schedule.decay_steps : std::max<int64_t>(1, max_steps / 5);
       return optimizer.lr * (1 - (1 - low) * passed(std::max(warmup, max_steps - length), max_steps));
     }
-    case ScheduleType::constant: break;
+    case ScheduleType::constant:
+      break;
   }
   return optimizer.lr;
 }
