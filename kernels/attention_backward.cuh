@@ -41,14 +41,17 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_query_gradient_kerne
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int last_row = min(m0 + BM, p.length) - 1;
   const int* starts = p.document_start ? p.document_start + static_cast<int64_t>(b) * p.length : nullptr;
-  const int last_start = starts ? starts[last_row] : 0, row = m0 + warp_row<MT>();
+  const int row = m0 + warp_row<MT>();
   const int n_first = starts ? starts[m0] / BN : 0, n_last = last_row / BN;
-  const Rows k = rows_of(p.k, p.k_rope, b, h / p.group), v = rows_of(p.v, b, h / p.group);
+  const auto load_stage = [&](uint32_t stage, int n) {  // addresses computed anew, as in the forward kernel
+    const int key_head = fresh_head() / p.group;
+    load_tile<BN, QK, kThreads>(stage, rows_of(p.k, p.k_rope, fresh_batch(), key_head), n * BN, p.length);
+    load_tile<BN, V, kThreads>(stage + kValues, rows_of(p.v, fresh_batch(), key_head), n * BN, p.length);
+  };
 
   load_tile<BM, QK, kThreads>(q_tile, rows_of(p.q, b, h), m0, p.length);
   load_tile<BM, V, kThreads>(out_grad_tile, rows_of(p.out_grad, b, h), m0, p.length);
-  load_tile<BN, QK, kThreads>(stages, k, n_first * BN, p.length);
-  load_tile<BN, V, kThreads>(stages + kValues, v, n_first * BN, p.length);
+  load_stage(stages, n_first);
   float dq[MT][QK / 8][4], lse2[MT][2], delta[MT][2], factor[MT][2];
   clear(dq);
   const int64_t head_rows = (static_cast<int64_t>(b) * p.heads + h) * p.length;
@@ -66,18 +69,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2) attention_query_gradient_kerne
     const uint32_t k_tile = stages + static_cast<uint32_t>((n - n_first) & 1) * kStage, v_tile = k_tile + kValues;
     wait_for_copies();
     __syncthreads();  // this stage has come, and nobody reads the other any more
-    if (n < n_last) {
-      const uint32_t next = stages + static_cast<uint32_t>((n - n_first + 1) & 1) * kStage;
-      load_tile<BN, QK, kThreads>(next, k, (n + 1) * BN, p.length);
-      load_tile<BN, V, kThreads>(next + kValues, v, (n + 1) * BN, p.length);
-    }
+    if (n < n_last) load_stage(stages + static_cast<uint32_t>((n - n_first + 1) & 1) * kStage, n + 1);
     if (n * BN >= row + 16 * MT) continue;  // wholly after this warp's queries
     float s[MT][BN / 8][4], dp[MT][BN / 8][4];
     clear(s);
     clear(dp);
     multiply_transposed<QK>(s, q_tile, warp_row<MT>(), k_tile);
     if (n * BN + BN - 1 > row) mask_future(s, row - n * BN);
-    if (n * BN < last_start) mask_documents(s, starts, row, p.length - 1, n * BN);
+    if (starts && n * BN < starts[min(m0 + BM, p.length) - 1]) mask_documents(s, starts, row, p.length - 1, n * BN);
     multiply_transposed<V>(dp, out_grad_tile, warp_row<MT>(), v_tile);
     score_gradient_by_query(s, dp, lse2, delta, p.scale * kLog2E);
     uint32_t ds[MT][BN / 16][4];

@@ -75,12 +75,18 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 2 : 1)
   const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z), shift = p.keys - p.queries;
   const int last_row = min(m0 + BM, p.queries) - 1;
   const int* starts = p.document_start ? p.document_start + static_cast<int64_t>(b) * p.queries : nullptr;
-  const int last_start = starts ? starts[last_row] : 0, row = m0 + warp_row<MT>();
+  const int row = m0 + warp_row<MT>();
   const int n_first = starts ? starts[m0] / BN : 0, n_last = (last_row + shift) / BN;
-  const Rows k = rows_of(p.k, p.k_rope, b, h / p.group), v = rows_of(p.v, b, h / p.group);
+  // Addresses are computed anew for each tile: registers are what this kernel is short of.
+  const auto load_k = [&](int n) {
+    load_tile<BN, QK, kThreads>(k_tile, rows_of(p.k, p.k_rope, fresh_batch(), fresh_head() / p.group), n * BN, p.keys);
+  };
+  const auto load_v = [&](int n) {
+    load_tile<BN, V, kThreads>(v_tile, rows_of(p.v, fresh_batch(), fresh_head() / p.group), n * BN, p.keys);
+  };
 
   load_tile<BM, QK, kThreads>(q_tile, rows_of(p.q, b, h), m0, p.queries);
-  load_tile<BN, QK, kThreads>(k_tile, k, n_last * BN, p.keys);
+  load_k(n_last);
   float out[MT][V / 8][4], largest[MT][2], sum[MT][2];
   clear(out);
 #pragma unroll
@@ -91,17 +97,17 @@ __global__ void __launch_bounds__(kWarps * 32, kWarps == 4 ? 2 : 1)
   for (int n = n_last; n >= n_first; --n) {
     wait_for_copies();
     __syncthreads();  // K has come, and nobody reads the previous V any more
-    load_tile<BN, V, kThreads>(v_tile, v, n * BN, p.keys);
+    load_v(n);
     const bool seen = n * BN < row + 16 * MT + shift;  // by any query of this warp
     float s[MT][BN / 8][4];
     clear(s);
     if (seen) multiply_transposed<QK>(s, q_tile, warp_row<MT>(), k_tile);
     wait_for_copies();
     __syncthreads();  // V has come, and nobody reads this K any more
-    if (n > n_first) load_tile<BN, QK, kThreads>(k_tile, k, (n - 1) * BN, p.keys);
+    if (n > n_first) load_k(n - 1);
     if (!seen) continue;
     if (n * BN + BN - 1 > row + shift) mask_future(s, row + shift - n * BN);
-    if (n * BN < last_start) mask_documents(s, starts, row, p.queries - 1, n * BN);
+    if (starts && n * BN < starts[min(m0 + BM, p.queries) - 1]) mask_documents(s, starts, row, p.queries - 1, n * BN);
     online_softmax(s, out, largest, sum, p.scale * kLog2E);
     uint32_t probability[MT][BN / 16][4];
     to_operand(probability, s);

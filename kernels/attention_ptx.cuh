@@ -23,6 +23,19 @@ __device__ __forceinline__ int fresh_thread() {
   return x;
 }
 
+// blockIdx.y and blockIdx.z in the same way.
+__device__ __forceinline__ int fresh_head() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(x));
+  return x;
+}
+
+__device__ __forceinline__ int fresh_batch() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(x));
+  return x;
+}
+
 // Four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8 and receives, of each matrix, the
 // elements (l / 4, 2 (l % 4) + {0, 1}).
 __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t address) {
