@@ -1,5 +1,12 @@
 #include "infer/device.h"
 
+#include <cstdlib>
+#include <filesystem>
+
+#ifdef EGMLA_WITH_CUDA
+#include "kernels/matmul_plans.h"
+#endif
+
 namespace egmla {
 
 std::unique_ptr<Context> open_device(DeviceChoice device) {
@@ -21,5 +28,51 @@ DType compute_dtype(Precision precision, const Context& context) {
               "run.precision: the CPU computes in fp32, found bf16; use auto or fp32");
   return precision == Precision::bf16 ? DType::bf16 : DType::f32;
 }
+
+#ifdef EGMLA_WITH_CUDA
+namespace {
+
+// Empty where there is no home.
+std::string cache_file() {
+  namespace fs = std::filesystem;
+  const char* named = std::getenv("EGMLA_CACHE");
+  const char* home = std::getenv("HOME");
+  if (!named && !home) return "";
+  const fs::path folder = named ? fs::path(named) : fs::path(home) / ".cache" / "egmla";
+  std::error_code error;
+  fs::create_directories(folder, error);
+  return error ? "" : (folder / "matmul_plans.txt").string();
+}
+
+CudaContext* cuda_of(Context& context) {
+  return context.visit([](auto& backend) -> CudaContext* {
+    if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, CudaContext>) return &backend;
+    return nullptr;
+  });
+}
+
+}  // namespace
+
+void load_measured_choices(Context& context, const std::string& file) {
+  CudaContext* cuda = cuda_of(context);
+  if (!cuda) return;
+  if (load_matmul_plans(*cuda, file) > 0) return;
+  const std::string cache = cache_file();
+  if (!cache.empty()) load_matmul_plans(*cuda, cache);
+}
+
+void save_measured_choices(Context& context, const std::string& file) {
+  CudaContext* cuda = cuda_of(context);
+  if (!cuda) return;
+  save_matmul_plans(*cuda, file);
+  const std::string cache = cache_file();
+  if (cache.empty()) return;
+  load_matmul_plans(*cuda, cache);  // keeps what other models have chosen
+  save_matmul_plans(*cuda, cache);
+}
+#else
+void load_measured_choices(Context&, const std::string&) {}
+void save_measured_choices(Context&, const std::string&) {}
+#endif
 
 }  // namespace egmla

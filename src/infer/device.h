@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "core/context.h"
 #include "core/dtype.h"
@@ -15,5 +16,11 @@ std::unique_ptr<Context> open_device(DeviceChoice device);
 
 // `auto`: bf16 on CUDA, fp32 on the CPU.
 DType compute_dtype(Precision precision, const Context& context);
+
+// What a device chooses by measuring (cuBLASLt's algorithms) and must choose the same way again. load takes the choices
+// of `file`, or those of the user's cache ($EGMLA_CACHE, else ~/.cache/egmla) where the file is missing; save writes
+// both. Nothing happens on the CPU.
+void load_measured_choices(Context& context, const std::string& file);
+void save_measured_choices(Context& context, const std::string& file);
 
 }  // namespace egmla

@@ -2,6 +2,7 @@
 // c8 for series, so that light, dark and print differ in CSS alone.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>

@@ -11,6 +11,8 @@
 namespace egmla {
 namespace {
 
+constexpr const char* kMeasuredChoices = "matmul_plans.txt";
+
 // Floats [offset, offset + elements) of a flat buffer, from or to the host.
 View part(const Tensor& flat, const NamedTensor& tensor) {
   return make_view(flat.view().as<float>() + tensor.offset, tensor.shape(), DType::f32);
@@ -53,6 +55,7 @@ void TrainState::open_data() {
 
 void TrainState::open_model() {
   context_ = open_device(config_.run.device);
+  load_measured_choices(*context_, directory_->file(kMeasuredChoices));
   const DType dtype = compute_dtype(config_.run.precision, *context_);
   model_ = std::make_unique<Transformer>(config_.model);
   ParameterStore& store = model_->parameters();
@@ -111,6 +114,7 @@ void TrainState::save() const {
     contents.exp_avg.push_back({tensor.path, tensor.shape(), moment(optimizer_->exp_avg())});
     contents.exp_avg_sq.push_back({tensor.path, tensor.shape(), moment(optimizer_->exp_avg_sq())});
   }
+  save_measured_choices(*context_, directory_->file(kMeasuredChoices));
   const CheckpointConfig& policy = config_.train.checkpoint;
   write_checkpoint(checkpoint_path(directory_->checkpoints(), state_.step), contents);
   prune_checkpoints(directory_->checkpoints(), policy.keep_last, policy.keep_every);
