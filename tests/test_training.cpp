@@ -1,5 +1,6 @@
 // Whole runs: resuming bit for bit, surviving kill -9, stopping by signals, refusing what does not fit.
 #include <gtest/gtest.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -139,7 +140,7 @@ TEST_F(Training, KilledRunsEndWithTheSameWeights) {
     const pid_t child = ::fork();
     if (child == 0) {
       ::setenv("OMP_NUM_THREADS", "2", 1);
-      std::freopen("/dev/null", "w", stderr);
+      ::dup2(::open("/dev/null", O_WRONLY), STDERR_FILENO);
       const std::string run = "run.dir=" + file("killed");
       ::execl(EGMLA_BINARY, EGMLA_BINARY, "train", file("config.yaml").c_str(), run.c_str(), "train.max_steps=60",
               "train.eval.every=0", nullptr);
