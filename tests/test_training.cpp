@@ -245,7 +245,7 @@ TEST_F(Training, WrongInputIsRefusedWithExitCode2) {
   fs::copy(file("train_000000.bin"), file("short.bin"));
   fs::resize_file(file("short.bin"), fs::file_size(file("short.bin")) - 100);
   expect_refused("data.train=" + file("short.bin"), {"short.bin", "4000"});
-  expect_refused("model.vocab_size=40", {"train_000000.bin", "40"});
+  expect_refused("model.vocab_size=40", {"train_000000.bin", "ends at 39"});
   write_file(file("tokenizer.json"), "{}");
   expect_refused("data.tokenizer=" + file("tokenizer.json"), {"tokenizer.json"});
   EXPECT_EQ(egmla_command("eval " + file("nowhere")).code, 2);

@@ -58,6 +58,7 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
         "{}, k is {}, "
         "v is {}, dr is {}",
         qs.text(), ks.text(), vs.text(), dr);
+  check(k.id == kNoGrad || (k.id != v.id && k.id != q.id), "attention: q, k and v must be variables of their own");
   Tape& tape = *q.tape;
   const DType statistics = q.value.dtype() == DType::f64 ? DType::f64 : DType::f32;
   const int64_t B = qs[0], T = qs[1], H = qs[2], dv = vs[3];

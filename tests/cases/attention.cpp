@@ -61,15 +61,16 @@ void add_attention_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& er
   cases.push_back(rope_case("positions", true, true));
   // Packed projections: q, k and v are windows of one tensor, as the models use them.
   cases.push_back({.name = "attention/packed",
-                   .inputs = {{2, 19, 2 * 24 + 2 * 16 + 8}},
+                   .inputs = {{2, 19, 2 * 24 + 2 * 16 + 8 + 2 * 12}},
                    .parameters = {},
                    .run =
                        [](CaseRun& r) {
                          const auto heads = [](int64_t begin, int64_t count, int64_t width) {
                            return [=](const View& v) { return v.columns(begin, count * width).split_heads(count); };
                          };
-                         const auto p = r.tape.windows(r.x[0], {heads(0, 2, 24), heads(48, 2, 16), heads(80, 1, 8)});
-                         return std::vector<Var>{ops::attention(p[0], p[1], &p[2], p[1], {}, 0.2)};
+                         const auto p = r.tape.windows(
+                             r.x[0], {heads(0, 2, 24), heads(48, 2, 16), heads(80, 1, 8), heads(88, 2, 12)});
+                         return std::vector<Var>{ops::attention(p[0], p[1], &p[2], p[3], {}, 0.2)};
                        },
                    .float_tolerance = 2e-5});
 
