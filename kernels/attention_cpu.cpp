@@ -1,12 +1,11 @@
 // Attention on the CPU: one task per (batch, head), rows of queries against all keys they may see, products by
 // OpenBLAS. Scores of one row tile live in a thread's scratch; the T x T matrix never exists. Backward rebuilds the
 // tile from lse.
-#include <cblas.h>
-
 #include <limits>
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/blas_cpu.h"
 #include "kernels/cpu_utils.h"
 
 namespace egmla {
@@ -14,19 +13,7 @@ namespace {
 
 constexpr int64_t kRows = 64;  // queries in a tile
 
-void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda, const float* b,
-          int64_t ldb, float beta, float* c, int64_t ldc) {
-  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, static_cast<int>(m),
-              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta,
-              c, static_cast<int>(ldc));
-}
-
-void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const double* a, int64_t lda,
-          const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
-  cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, static_cast<int>(m),
-              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta,
-              c, static_cast<int>(ldc));
-}
+using cpu::gemm;
 
 // One head of one sequence of a [B, T, heads, width] view.
 template <class T>
@@ -204,10 +191,12 @@ void backward(const AttentionBackward& k) {
 }  // namespace
 
 void run(CpuContext&, const AttentionForward& k) {
+  cpu::keep_blas_single_threaded();
   cpu::for_float(k.q.dtype, AttentionForward::kName, [&](auto t) { forward<decltype(t)>(k); });
 }
 
 void run(CpuContext&, const AttentionBackward& k) {
+  cpu::keep_blas_single_threaded();
   cpu::for_float(k.q.dtype, AttentionBackward::kName, [&](auto t) { backward<decltype(t)>(k); });
 }
 
