@@ -21,6 +21,18 @@ if(NOT EGMLA_CUDA STREQUAL "OFF")
     set(EGMLA_WITH_CUDA ON)
     add_library(egmla_cuda_dependencies INTERFACE)
     target_link_libraries(egmla_cuda_dependencies INTERFACE CUDA::cudart CUDA::cublasLt)
+    # cuDNN 9 is optional. Only its headers are needed here; the library is opened when attention first runs.
+    find_path(CUDNN_INCLUDE cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS} /usr/include/x86_64-linux-gnu)
+    if(CUDNN_INCLUDE)
+      find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDAToolkit_LIBRARY_DIR} /usr/lib/x86_64-linux-gnu)
+      cmake_path(GET CUDNN_LIBRARY PARENT_PATH EGMLA_CUDNN_FOLDER)
+      target_include_directories(egmla_cuda_dependencies SYSTEM INTERFACE ${CUDNN_INCLUDE})
+      target_compile_definitions(egmla_cuda_dependencies INTERFACE EGMLA_WITH_CUDNN
+        $<$<COMPILE_LANGUAGE:CXX>:EGMLA_CUDNN_FOLDER="${EGMLA_CUDNN_FOLDER}">)
+      target_link_libraries(egmla_cuda_dependencies INTERFACE ${CMAKE_DL_LIBS})
+    else()
+      message(STATUS "cuDNN 9 not found: attention runs on egmla's own kernels alone")
+    endif()
     # fmt 9 turns its constexpr off under nvcc, and then its checked format strings do not compile.
     target_compile_options(egmla_flags INTERFACE
       $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --use_fast_math -DFMT_USE_CONSTEXPR=1 -Werror all-warnings -Xcompiler=-Wall,-Wextra>

@@ -1,10 +1,11 @@
-// Attention on CUDA: checks, the choice between tensor cores and the plain path, delta = rowsum(out * dout) and the sum
-// of the shared rope key's gradient over heads. Two runs agree bit for bit.
+// Our attention on CUDA: checks, the choice between tensor cores and the plain path, delta = rowsum(out * dout) and the
+// sum of the shared rope key's gradient over heads. Two runs agree bit for bit.
 #include <algorithm>
 #include <initializer_list>
 #include <type_traits>
 
 #include "kernels/attention_arguments.cuh"
+#include "kernels/attention_choice.h"
 #include "kernels/cuda_utils.cuh"
 
 namespace egmla {
@@ -128,7 +129,7 @@ void backward(CudaContext& context, const AttentionBackward& k) {
 
 }  // namespace
 
-void run(CudaContext& context, const AttentionForward& k) {
+void run_native(CudaContext& context, const AttentionForward& k) {
   check_kernel(k);
   const int batch = static_cast<int>(k.q.size(0));
   if (suits_tensor_cores({k.out, k.q, k.k, k.k_rope, k.v}))
@@ -137,7 +138,7 @@ void run(CudaContext& context, const AttentionForward& k) {
                  [&](auto t) { flash::forward_plain(context, forward_arguments<decltype(t)>(k), batch); });
 }
 
-void run(CudaContext& context, const AttentionBackward& k) {
+void run_native(CudaContext& context, const AttentionBackward& k) {
   check_kernel(k);
   gpu::for_float(k.q.dtype, AttentionBackward::kName, [&](auto t) { backward<decltype(t)>(context, k); });
 }

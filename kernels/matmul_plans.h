@@ -1,5 +1,6 @@
-// cuBLASLt's algorithms are chosen by measurement when a shape is first met. A plan file carries the choice to later
-// runs, so that they start at once and repeat bit for bit on the same card and library.
+// cuBLASLt's algorithms, and attention's kernels (kernels/attention_choice.h), are chosen by measurement when a shape
+// is first met. A plan file carries the choices to later runs, so that they start at once and repeat bit for bit on the
+// same card and library.
 #pragma once
 
 #include <string>

@@ -1,10 +1,11 @@
 // The plan file: a first line that names card and library, then one line a plan: the fields of MatmulKey and the
-// algorithm's opaque words in hexadecimal.
+// algorithm's opaque words in hexadecimal. Attention's choices stand behind them.
 #include <filesystem>
 #include <sstream>
 
 #include "core/cuda_state.h"
 #include "core/files.h"
+#include "kernels/attention_choice.h"
 #include "kernels/matmul_plans.h"
 
 namespace egmla {
@@ -35,6 +36,10 @@ int load_matmul_plans(CudaContext& context, const std::string& path) {
   if (!std::getline(text, line) || line != header(state)) return 0;
   int taken = 0;
   while (std::getline(text, line)) {
+    if (line.rfind(kAttentionLine, 0) == 0) {
+      taken += take_attention_choice(context, line);
+      continue;
+    }
     std::istringstream fields(line);
     MatmulKey key;
     MatmulPlan plan;
@@ -54,6 +59,7 @@ void save_matmul_plans(CudaContext& context, const std::string& path) {
     for (const uint64_t word : plan.algorithm.data) text += fmt::format("{:x} ", word);
     text.back() = '\n';
   }
+  text += attention_choices_text(context);
   write_file(path, text);
 }
 

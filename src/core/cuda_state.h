@@ -7,6 +7,7 @@
 
 #include <compare>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ struct MatmulPlan {
   bool accepted = false;  // by this process's library; false for a plan just read from a file
 };
 
+struct AttentionChoices;  // kernels/attention_choice_cuda.cpp
+
 struct CudaContext::State {
   int ordinal = 0;
   std::string name;
@@ -44,6 +47,7 @@ struct CudaContext::State {
   cublasLtHandle_t cublaslt = nullptr;
   void* matmul_workspace = nullptr;  // kMatmulWorkspace bytes, used by one product at a time in stream order
   std::map<MatmulKey, MatmulPlan> matmul_plans;
+  std::shared_ptr<AttentionChoices> attention;  // null until attention first runs
   bool check_every_launch = false;  // EGMLA_CHECK=sync: wait after every kernel, so that a fault names its kernel
   std::map<size_t, std::vector<void*>> free;  // rounded size -> blocks
   MemoryUse memory;
