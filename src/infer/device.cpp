@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #ifdef EGMLA_WITH_CUDA
+#include "kernels/attention_choice.h"
 #include "kernels/matmul_plans.h"
 #endif
 
@@ -53,6 +54,14 @@ CudaContext* cuda_of(Context& context) {
 
 }  // namespace
 
+void set_attention_backend(Context& context, AttentionBackend backend) {
+  CudaContext* cuda = cuda_of(context);
+  if (!cuda) return;
+  set_attention_policy(*cuda, backend == AttentionBackend::native  ? AttentionPolicy::native
+                              : backend == AttentionBackend::cudnn ? AttentionPolicy::cudnn
+                                                                   : AttentionPolicy::fastest);
+}
+
 void load_measured_choices(Context& context, const std::string& file) {
   CudaContext* cuda = cuda_of(context);
   if (!cuda) return;
@@ -71,6 +80,7 @@ void save_measured_choices(Context& context, const std::string& file) {
   save_matmul_plans(*cuda, cache);
 }
 #else
+void set_attention_backend(Context&, AttentionBackend) {}
 void load_measured_choices(Context&, const std::string&) {}
 void save_measured_choices(Context&, const std::string&) {}
 #endif

@@ -52,6 +52,7 @@ TrainedModel load_trained_model(const std::string& path, const std::vector<std::
   out.state = reader.state();
   if (!reader.tokenizer_json().empty()) out.tokenizer = Tokenizer::from_json(reader.tokenizer_json(), out.checkpoint);
   out.context = open_device(out.config.run.device);
+  set_attention_backend(*out.context, out.config.run.attention_backend);
   out.model = std::make_unique<Transformer>(out.config.model);
   out.model->allocate(*out.context, compute_dtype(out.config.run.precision, *out.context));
   load_weights(out.model->parameters(), reader, out.checkpoint);

@@ -43,6 +43,7 @@ std::vector<Tensor> run_step(Transformer& model, AdamWOptimizer& optimizer, cons
 
 TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, bool profile) {
   const auto context = open_device(config.run.device);
+  set_attention_backend(*context, config.run.attention_backend);
   const DType dtype = compute_dtype(config.run.precision, *context);
   Transformer model(config.model);
   model.allocate(*context, dtype);

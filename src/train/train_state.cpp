@@ -56,6 +56,7 @@ void TrainState::open_data() {
 void TrainState::open_model() {
   context_ = open_device(config_.run.device);
   load_measured_choices(*context_, directory_->file(kMeasuredChoices));
+  set_attention_backend(*context_, config_.run.attention_backend);
   const DType dtype = compute_dtype(config_.run.precision, *context_);
   model_ = std::make_unique<Transformer>(config_.model);
   ParameterStore& store = model_->parameters();
