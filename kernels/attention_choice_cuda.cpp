@@ -186,11 +186,10 @@ bool runs_on_cudnn(CudaContext& context, const Kernel& k) {
   if (k.q.size(1) < kShortest || !suits_cudnn(k)) return false;
   const AttentionKey key = key_of(k);
   const auto known = all.choices.find(key);
-  if (known != all.choices.end()) {
-    if (!known->second.cudnn) return false;
-    const CudnnAttention* const cudnn = cudnn_of(context);
-    if (cudnn && cudnn->version() == known->second.version) return accepted(context, k);
-  }
+  if (known != all.choices.end() && !known->second.cudnn) return false;
+  const CudnnAttention* const cudnn = cudnn_of(context);
+  if (!cudnn) return false;
+  if (known != all.choices.end() && known->second.version == cudnn->version()) return accepted(context, k);
   if (capturing(context)) return false;
   const AttentionChoice choice = measure(context, k);
   all.choices[key] = choice;

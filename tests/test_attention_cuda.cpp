@@ -2,8 +2,10 @@
 // shared rope key, documents, slices of packed buffers and decoding; nothing outside the outputs may change, and two
 // runs must agree bit for bit.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <ostream>
@@ -14,6 +16,8 @@
 #include "core/rng.h"
 #include "core/tensor.h"
 #include "kernels/attention.h"
+#include "kernels/attention_choice.h"
+#include "kernels/matmul_plans.h"
 #include "lab/bench_attention.h"
 
 namespace egmla {
@@ -175,16 +179,21 @@ class Problem {
     lse_ = unset({c.B, c.H, c.Tq});
   }
 
+  AttentionForward forward_kernel() {
+    const Case& c = case_;
+    return {.out = out_.slice(0, c.dv),
+            .lse = lse_.view(),
+            .q = q_.slice(0, c.dk + c.dr),
+            .k = key().slice(0, c.dk),
+            .k_rope = rope(latent_),
+            .v = kv_.slice(c.dk, c.dv),
+            .document_start = documents(),
+            .scale = scale()};
+  }
+
   void forward(Results& results) {
     const Case& c = case_;
-    launch(context_, AttentionForward{.out = out_.slice(0, c.dv),
-                                      .lse = lse_.view(),
-                                      .q = q_.slice(0, c.dk + c.dr),
-                                      .k = key().slice(0, c.dk),
-                                      .k_rope = rope(latent_),
-                                      .v = kv_.slice(c.dk, c.dv),
-                                      .document_start = documents(),
-                                      .scale = scale()});
+    launch(context_, forward_kernel());
     results["out"] = out_.values(0, c.dv);
     results["lse"] = statistics_ == DType::f64 ? lse_.to_host<double>() : widened(lse_.to_host<float>());
     EXPECT_EQ(out_.damage(), 0) << "written outside out";
@@ -272,14 +281,22 @@ void expect_near(const std::string& name, const std::vector<double>& found, cons
   EXPECT_LE(worst, 3 * tolerance * std::max(largest, 0.1)) << name;
 }
 
+CudaContext& cuda_of(Context& context) {
+  return context.visit([](auto& backend) -> CudaContext& {
+    if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, CudaContext>) return backend;
+    fail("not a CUDA context");
+  });
+}
+
 class AttentionCuda : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
   }
 
-  void compare(DType dtype, double tolerance) {
+  void compare(DType dtype, double tolerance, AttentionPolicy policy) {
     Context host, device{CudaDevice{0}};
+    set_attention_policy(cuda_of(device), policy);
     const Results expected = results_of(host, GetParam(), DType::f64, dtype);
     const Results found = results_of(device, GetParam(), dtype, dtype);
     ASSERT_EQ(found.size(), expected.size());
@@ -289,10 +306,16 @@ class AttentionCuda : public testing::TestWithParam<Case> {
 };
 
 TEST_P(AttentionCuda, FloatMatchesCpu) {
-  compare(DType::f32, 1e-5);
+  compare(DType::f32, 1e-5, AttentionPolicy::native);
 }
 TEST_P(AttentionCuda, Bf16MatchesCpu) {
-  compare(DType::bf16, 1e-2);
+  compare(DType::bf16, 1e-2, AttentionPolicy::native);
+}
+TEST_P(AttentionCuda, CudnnMatchesCpu) {
+  Context device{CudaDevice{0}};
+  if (!cudnn_accepts(cuda_of(device), Problem(device, GetParam(), DType::bf16, DType::bf16).forward_kernel()))
+    GTEST_SKIP() << "cuDNN is missing or does not take this case";
+  compare(DType::bf16, 1e-2, AttentionPolicy::cudnn);
 }
 
 // name, B, Tq, Tk, H, Hkv, dk, dr, dv, documents, packed
@@ -333,14 +356,32 @@ TEST(AttentionCudaErrors, RefusesWidthsBeyondItsRegisters) {
   }
 }
 
+// What one run measured, another takes from the plan file, and computes the same bits.
+TEST(AttentionChoice, SurvivesInThePlanFile) {
+  if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  const Case c{"long", 1, 512, 512, 2, 2, 64, 32, 64};
+  Context first{CudaDevice{0}}, second{CudaDevice{0}};
+  const Results expected = results_of(first, c, DType::bf16, DType::bf16);
+  const std::string text = attention_choices_text(cuda_of(first));
+  if (text.empty()) GTEST_SKIP() << "no cuDNN, so there is nothing to choose";
+  const std::string path = std::filesystem::temp_directory_path() / fmt::format("egmla_choices_{}", ::getpid());
+  save_matmul_plans(cuda_of(first), path);
+  EXPECT_EQ(load_matmul_plans(cuda_of(second), path), 2) << text;
+  std::filesystem::remove(path);
+  EXPECT_EQ(results_of(second, c, DType::bf16, DType::bf16), expected);
+  EXPECT_EQ(attention_choices_text(cuda_of(second)), text);
+}
+
 TEST(AttentionBench, CountsFlopsOfTheShapesItReads) {
   if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
   const auto device = bench_device();
   const std::vector<AttentionTiming> timings = bench_attention(*device, {parse_attention_shape("2,3,256,64+32,64")});
-  ASSERT_EQ(timings.size(), 1u);
-  const AttentionTiming& t = timings[0];
-  EXPECT_NEAR(t.forward_tflops * t.forward_ms, 2 * 3 * 256 * 256 * (96 + 64) * 1e-9, 1e-6);
-  EXPECT_NEAR(t.backward_tflops * t.backward_ms, 2 * 3 * 256 * 256 * (3 * 96 + 2 * 64) * 1e-9, 1e-6);
+  ASSERT_FALSE(timings.empty());
+  EXPECT_EQ(timings[0].backend, "native");
+  for (const AttentionTiming& t : timings) {
+    EXPECT_NEAR(t.forward_tflops * t.forward_ms, 2 * 3 * 256 * 256 * (96 + 64) * 1e-9, 1e-6);
+    EXPECT_NEAR(t.backward_tflops * t.backward_ms, 2 * 3 * 256 * 256 * (3 * 96 + 2 * 64) * 1e-9, 1e-6);
+  }
   EXPECT_THROW(parse_attention_shape("2,3,256,64"), Error);
 }
 

@@ -20,9 +20,9 @@ DType compute_dtype(Precision precision, const Context& context);
 // Whose attention kernels a CUDA device runs (kernels/attention_choice.h). The CPU has but one.
 void set_attention_backend(Context& context, AttentionBackend backend);
 
-// What a device chooses by measuring (cuBLASLt's algorithms, attention's kernels) and must choose the same way again. load takes the choices
-// of `file`, or those of the user's cache ($EGMLA_CACHE, else ~/.cache/egmla) where the file is missing; save writes
-// both. Nothing happens on the CPU.
+// What a device chooses by measuring (cuBLASLt's algorithms, attention's kernels) and must choose the same way again.
+// load takes the choices of `file`, or those of the user's cache ($EGMLA_CACHE, else ~/.cache/egmla) where the file is
+// missing; save writes both. Nothing happens on the CPU.
 void load_measured_choices(Context& context, const std::string& file);
 void save_measured_choices(Context& context, const std::string& file);
 

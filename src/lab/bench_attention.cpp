@@ -53,7 +53,9 @@ std::unique_ptr<Context> bench_device() {
 std::vector<AttentionTiming> bench_attention(Context& device, const std::vector<AttentionShape>& shapes) {
   std::vector<AttentionTiming> timings;
 #ifdef EGMLA_WITH_CUDA
-  for (const AttentionShape& shape : shapes) timings.push_back(time_attention(device, shape));
+  for (const AttentionShape& shape : shapes) {
+    for (const AttentionTiming& timing : time_attention(device, shape)) timings.push_back(timing);
+  }
 #else
   fail("bench attention: {} rows asked of {}; this build has no CUDA back end", shapes.size(), device.name());
 #endif
@@ -61,13 +63,13 @@ std::vector<AttentionTiming> bench_attention(Context& device, const std::vector<
 }
 
 std::string attention_table(const std::vector<AttentionTiming>& timings) {
-  std::string out = fmt::format("{:>4} {:>4} {:>6} {:>8} {:>4} {:>10} {:>10} {:>14} {:>14}\n", "B", "H", "T", "qk", "v",
-                                "fwd ms", "bwd ms", "fwd TFLOP/s", "bwd TFLOP/s");
+  std::string out = fmt::format("{:>4} {:>4} {:>6} {:>8} {:>4} {:>8} {:>10} {:>10} {:>14} {:>14}\n", "B", "H", "T",
+                                "qk", "v", "by", "fwd ms", "bwd ms", "fwd TFLOP/s", "bwd TFLOP/s");
   for (const AttentionTiming& t : timings) {
     const AttentionShape& s = t.shape;
     const std::string qk = s.dr ? fmt::format("{}+{}", s.dk, s.dr) : fmt::format("{}", s.dk);
-    out += fmt::format("{:>4} {:>4} {:>6} {:>8} {:>4} {:>10.4f} {:>10.4f} {:>14.1f} {:>14.1f}\n", s.B, s.H, s.T, qk,
-                       s.dv, t.forward_ms, t.backward_ms, t.forward_tflops, t.backward_tflops);
+    out += fmt::format("{:>4} {:>4} {:>6} {:>8} {:>4} {:>8} {:>10.4f} {:>10.4f} {:>14.1f} {:>14.1f}\n", s.B, s.H, s.T,
+                       qk, s.dv, t.backend, t.forward_ms, t.backward_ms, t.forward_tflops, t.backward_tflops);
   }
   return out;
 }
@@ -82,6 +84,7 @@ std::string attention_json(const std::string& device, const std::vector<Attentio
                     {"qk", s.dk + s.dr},
                     {"rope", s.dr},
                     {"v", s.dv},
+                    {"backend", t.backend},
                     {"fwd_ms", t.forward_ms},
                     {"bwd_ms", t.backward_ms},
                     {"fwd_tflops", t.forward_tflops},

@@ -18,6 +18,7 @@ struct AttentionShape {
 
 struct AttentionTiming {
   AttentionShape shape;
+  std::string backend;                     // native or cudnn
   double forward_ms = 0, backward_ms = 0;  // medians
   double forward_tflops = 0, backward_tflops = 0;
 };
@@ -34,8 +35,8 @@ std::unique_ptr<Context> bench_device();
 std::vector<AttentionTiming> bench_attention(Context& device, const std::vector<AttentionShape>& shapes);
 
 #ifdef EGMLA_WITH_CUDA
-// Times one shape with CUDA events on random data.
-AttentionTiming time_attention(Context& context, const AttentionShape& shape);
+// Times one shape with CUDA events on random data: our kernels, then cuDNN's where it takes the shape.
+std::vector<AttentionTiming> time_attention(Context& context, const AttentionShape& shape);
 #endif
 
 std::string attention_table(const std::vector<AttentionTiming>& timings);

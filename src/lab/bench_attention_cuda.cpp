@@ -8,6 +8,7 @@
 #include "core/rng.h"
 #include "core/tensor.h"
 #include "kernels/attention.h"
+#include "kernels/attention_choice.h"
 #include "lab/bench_attention.h"
 
 namespace egmla {
@@ -65,7 +66,7 @@ class Stopwatch {
 
 }  // namespace
 
-AttentionTiming time_attention(Context& context, const AttentionShape& s) {
+std::vector<AttentionTiming> time_attention(Context& context, const AttentionShape& s) {
   CudaContext* const device = context.visit([](auto& backend) -> CudaContext* {
     if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, CudaContext>) return &backend;
     return nullptr;
@@ -108,14 +109,21 @@ AttentionTiming time_attention(Context& context, const AttentionShape& s) {
   if (size) backward.workspace = workspace.view();
 
   Stopwatch stopwatch;
-  AttentionTiming timing{.shape = s};
-  timing.forward_ms = stopwatch.median_ms(*device, forward);
-  timing.backward_ms = stopwatch.median_ms(*device, backward);
   const double qk = static_cast<double>(s.dk + s.dr), v = static_cast<double>(s.dv);
   const double pairs = static_cast<double>(s.B * s.H * s.T * s.T);
-  timing.forward_tflops = pairs * (qk + v) / timing.forward_ms * 1e-9;
-  timing.backward_tflops = pairs * (3 * qk + 2 * v) / timing.backward_ms * 1e-9;
-  return timing;
+  std::vector<AttentionTiming> timings;
+  const auto time = [&](const char* name, AttentionPolicy policy) {
+    set_attention_policy(*device, policy);
+    AttentionTiming& t = timings.emplace_back(AttentionTiming{.shape = s, .backend = name});
+    t.forward_ms = stopwatch.median_ms(*device, forward);
+    t.backward_ms = stopwatch.median_ms(*device, backward);
+    t.forward_tflops = pairs * (qk + v) / t.forward_ms * 1e-9;
+    t.backward_tflops = pairs * (3 * qk + 2 * v) / t.backward_ms * 1e-9;
+  };
+  time("native", AttentionPolicy::native);
+  if (cudnn_accepts(*device, forward) && cudnn_accepts(*device, backward)) time("cudnn", AttentionPolicy::cudnn);
+  set_attention_policy(*device, AttentionPolicy::fastest);
+  return timings;
 }
 
 }  // namespace egmla
