@@ -12,7 +12,7 @@ std::vector<OpCase> all_cases() {
   std::vector<OpCase> cases;
   std::vector<ShapeError> errors;
   for (auto add : {add_linear_cases, add_norm_cases, add_activation_cases, add_attention_cases, add_gate_cases,
-                   add_embedding_cases})
+                   add_embedding_cases, add_recompute_cases})
     add(cases, errors);
   return cases;
 }
@@ -21,7 +21,7 @@ std::vector<ShapeError> all_shape_errors() {
   std::vector<OpCase> cases;
   std::vector<ShapeError> errors;
   for (auto add : {add_linear_cases, add_norm_cases, add_activation_cases, add_attention_cases, add_gate_cases,
-                   add_embedding_cases})
+                   add_embedding_cases, add_recompute_cases})
     add(cases, errors);
   return errors;
 }

@@ -49,6 +49,7 @@ void add_activation_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& e
 void add_attention_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& errors);
 void add_gate_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& errors);
 void add_embedding_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& errors);
+void add_recompute_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& errors);
 
 // Host values to and from a tensor of any floating dtype.
 Tensor tensor_of(Context& context, const Shape& shape, const std::vector<double>& values, DType dtype);

@@ -16,8 +16,10 @@ Var Tape::variable(const Tensor& value) {
   return {value, this, add_slot(value.view())};
 }
 
-Var Tape::output(const Tensor& value) {
-  return {value, this, recording() ? add_slot(value.view()) : kNoGrad};
+Var Tape::output(const Tensor& value, Activation::Rebuild rebuild) {
+  Var out{value, this, recording() ? add_slot(value.view()) : kNoGrad};
+  if (frugal_ && rebuild) out.again = Activation(std::move(rebuild));
+  return out;
 }
 
 void Tape::record(const char* op, Backward backward) {
@@ -33,6 +35,8 @@ std::vector<Var> Tape::windows(const Var& x, const std::vector<Window>& windows)
     const View view = window(x.view());
     covered += view.elements();
     Var part{x.value.with_view(view), this, kNoGrad};
+    if (x.again.defined())
+      part.again = Activation([x = x.again, window] { return x.get().with_view(window(x.view())); });
     if (x.id != kNoGrad) {
       part.id = add_slot(view);
       slots_[index(part.id)].parent = x.id;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/activation.h"
 #include "core/tensor.h"
 
 namespace egmla {
@@ -14,11 +15,16 @@ class Tape;
 using VarId = int32_t;
 constexpr VarId kNoGrad = -1;
 
-// A tensor on a tape. `id` names its gradient; kNoGrad for constants.
+// A tensor on a tape. `id` names its gradient; kNoGrad for constants. `again` is defined where backward computes the
+// value again.
 struct Var {
   Tensor value;
   Tape* tape = nullptr;
   VarId id = kNoGrad;
+  Activation again{};
+
+  // The value for a backward closure to hold.
+  Activation activation() const { return again.defined() ? again : Activation(value); }
 
   const Shape& shape() const { return value.shape(); }
   const View& view() const { return value.view(); }
@@ -40,12 +46,15 @@ class Tape {
 
   bool recording() const { return mode_ == Mode::record; }
   Context& context() const { return *context_; }
+  // A frugal tape does not keep results that are cheap to compute again. Set before the first op.
+  void set_frugal(bool frugal) { frugal_ = frugal; }
+  bool frugal() const { return frugal_; }
 
   // A leaf without gradient, and one whose gradient is kept after backward (grad_of).
   Var constant(const Tensor& value) { return {value, this, kNoGrad}; }
   Var variable(const Tensor& value);
-  // An op's result. On an inference tape it is a constant.
-  Var output(const Tensor& value);
+  // An op's result. On an inference tape it is a constant. `rebuild` computes the same bits again, for frugal tapes.
+  Var output(const Tensor& value, Activation::Rebuild rebuild = {});
 
   // Appends a node. `op` is the op's name in errors, profiles and test coverage.
   void record(const char* op, Backward backward);
@@ -93,6 +102,7 @@ class Tape {
 
   Context* context_;
   Mode mode_;
+  bool frugal_ = false;
   std::vector<Slot> slots_;
   std::vector<Node> nodes_;
   std::vector<const char*> names_;

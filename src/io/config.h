@@ -8,6 +8,7 @@
 
 #include "data/data_config.h"
 #include "nn/model_config.h"
+#include "nn/recompute.h"
 #include "optim/optim_config.h"
 
 namespace egmla {
@@ -15,7 +16,6 @@ namespace egmla {
 enum class DeviceChoice : uint8_t { automatic, cpu, cuda };
 enum class Precision : uint8_t { automatic, fp32, bf16 };
 enum class AttentionBackend : uint8_t { automatic, native, cudnn };
-enum class Recompute : uint8_t { none, light, full };
 
 struct RunConfig {
   std::string name;

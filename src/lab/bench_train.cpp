@@ -46,6 +46,7 @@ TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, boo
   set_attention_backend(*context, config.run.attention_backend);
   const DType dtype = compute_dtype(config.run.precision, *context);
   Transformer model(config.model);
+  model.set_recompute(config.train.recompute);
   model.allocate(*context, dtype);
   model.parameters().initialize(static_cast<uint64_t>(config.run.seed));
   AdamWOptimizer optimizer(model.parameters(), config.train.optimizer, 1, 0);

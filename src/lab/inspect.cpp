@@ -64,6 +64,7 @@ Inspection inspect(const Config& config) {
 
   Context plan{PlanContext(out.for_cpu)};
   Transformer model(config.model);
+  model.set_recompute(config.train.recompute);
   count_parameters(model.parameters(), out);
   model.allocate(plan, dtype);
   const ParameterStore& store = model.parameters();

@@ -100,7 +100,7 @@ Var Gate::modulate(const Var& u, const Var& g, const NormWeights& norm) const {
 Var Gate::apply(const Var& c, const ops::TokenIndex& tokens) {
   Tape& tape = *c.tape;
   const auto one_head = [](const View& view) { return view.split_heads(1); };
-  const Var g = ops::linear(ops::embedding(tape, tokens, *table_), *up_);
+  const Var g = ops::small_linear(ops::embedding(tape, tokens, *table_), *up_);
   const Var gated = modulate(tape.windows(c, {one_head}).front(), tape.windows(g, {one_head}).front(), all_);
   return tape
       .windows(gated, {[](const View& view) {
@@ -114,7 +114,7 @@ Var Gate::apply(const Var& c, const ops::TokenIndex& tokens) {
 
 std::pair<Var, Var> Gate::apply(const Var& kv, int64_t heads, const ops::TokenIndex& tokens) {
   Tape& tape = *kv.tape;
-  const Var g = ops::linear(ops::embedding(tape, tokens, *table_), *up_);
+  const Var g = ops::small_linear(ops::embedding(tape, tokens, *table_), *up_);
   const auto by_head = [heads](const View& view) { return view.split_heads(heads); };
   if (config_.targets == GateTargets::kv && config_.norm != GateNormType::separate) {
     const Var gated = modulate(tape.windows(kv, {by_head}).front(), tape.windows(g, {by_head}).front(), all_);

@@ -82,7 +82,7 @@ void MlaAttention::through_cache(Projected& newest, const Batch& batch, LayerCac
 Var MlaAttention::forward(const Var& x, const Batch& batch, LayerCache* cache) {
   Projected p = project(x, batch);
   if (cache) through_cache(p, batch, *cache);
-  const Var kv = ops::linear(p.c, *kv_up_);  // [B, T, H (d_n | d_v)]
+  const Var kv = ops::small_linear(p.c, *kv_up_);  // [B, T, H (d_n | d_v)]
   const auto [k, v] = gate_ && !gate_->in_latent() ? gate_->apply(kv, heads_, cache ? batch.all_tokens : batch.tokens)
                                                    : split_key_value(kv, heads_, nope_, value_);
   const double scale = 1.0 / std::sqrt(static_cast<double>(nope_ + rope_width_));

@@ -33,21 +33,31 @@ void Transformer::allocate(Context& context, DType dtype) {
   for (Block& block : blocks_) block.attention->use_rope(rope);
 }
 
+std::vector<Var> Transformer::run_block(size_t layer, const std::vector<Var>& in, const Batch& batch,
+                                        LayerCache* cache) const {
+  const Block& block = blocks_[layer];
+  const Norm& next = layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : *final_norm_;
+  const auto [x, h] = block.ffn_norm.after_sum(in[0], block.attention->forward(in[1], batch, cache));
+  const auto [x_next, h_next] = next.after_sum(x, block.ffn(h));
+  return {x_next, h_next};
+}
+
 Var Transformer::trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* caches) {
   check(batch.past + batch.length() <= model_.max_position_embeddings,
         "model: {} positions asked, max_position_embeddings is {}", batch.past + batch.length(),
         model_.max_position_embeddings);
-  Var x = ops::embedding(tape, batch.tokens, *embedding_);
-  if (blocks_.empty()) return (*final_norm_)(x);
-  Var h = blocks_.front().attention_norm(x);
+  tape.set_frugal(tape.recording() && recompute_ != Recompute::none);
+  std::vector<Var> state = {ops::embedding(tape, batch.tokens, *embedding_)};
+  if (blocks_.empty()) return (*final_norm_)(state[0]);
+  state.push_back(blocks_.front().attention_norm(state[0]));
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const Block& block = blocks_[layer];
-    const Var mixed = block.attention->forward(h, batch, caches ? &(*caches)[layer] : nullptr);
-    std::tie(x, h) = block.ffn_norm.after_sum(x, mixed);
-    const Norm& next = layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : *final_norm_;
-    std::tie(x, h) = next.after_sum(x, block.ffn(h));
+    LayerCache* cache = caches ? &(*caches)[layer] : nullptr;
+    const auto block = [this, layer, batch, cache](const std::vector<Var>& in) {
+      return run_block(layer, in, batch, cache);
+    };
+    state = recompute_ == Recompute::full ? ops::recompute(state, block) : block(state);
   }
-  return h;
+  return state[1];
 }
 
 ops::HeadLoss Transformer::loss(Tape& tape, const Batch& batch, double loss_scale) {

@@ -7,6 +7,7 @@
 
 #include "nn/attention.h"
 #include "nn/layers.h"
+#include "nn/recompute.h"
 
 namespace egmla {
 
@@ -19,6 +20,9 @@ class Transformer {
 
   // Takes memory on `context`; `dtype` is what activations and products use (f32, f64; bf16 on CUDA).
   void allocate(Context& context, DType dtype);
+
+  // What backward computes again; results and gradients keep their bits.
+  void set_recompute(Recompute recompute) { recompute_ = recompute; }
 
   // loss_scale * sum of token losses, and each token's loss. Batch::targets must be there.
   ops::HeadLoss loss(Tape& tape, const Batch& batch, double loss_scale);
@@ -46,12 +50,15 @@ class Transformer {
     Norm ffn_norm;
     FeedForward ffn;
   };
+  // {x, h} = {residual stream, its norm} before a layer -> the same after it.
+  std::vector<Var> run_block(size_t layer, const std::vector<Var>& in, const Batch& batch, LayerCache* cache) const;
   // Final norm's output.
   Var trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* caches);
 
   ModelConfig model_;
   ParameterStore store_;
   DType dtype_ = DType::f32;
+  Recompute recompute_ = Recompute::none;
   Parameter* embedding_ = nullptr;
   std::vector<Block> blocks_;
   std::unique_ptr<Norm> final_norm_;

@@ -32,6 +32,7 @@ Var rope_in_place(const Var& x, int64_t begin, const RopeTable& table, const Ten
         "rope: x must be [B,T,H,d] with d >= {}; x is {}", begin + width, x.shape().text());
   check(positions.defined() || x.shape()[1] <= table.cos.shape()[0], "rope: {} positions asked of a table of {}",
         x.shape()[1], table.cos.shape()[0]);
+  check(!x.again.defined(), "rope: x is computed again in backward; only a value that is kept can change in place");
   const auto kernel = [=](const View& view, bool inverse) {
     return Rope{.x = view.columns(begin, width),
                 .cos = table.cos.view(),
@@ -76,13 +77,15 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
   Var y = tape.output(out);
   if (!tape.recording()) return y;
   check(qs[1] == ks[1], "attention: gradients need Tq == Tk; q is {}, k is {}", qs.text(), ks.text());
-  const Var rope = k_rope ? *k_rope : Var{};
-  tape.record("attention", [=, id = y.id](Tape& t) {
+  const VarId rope_id = k_rope ? k_rope->id : kNoGrad;
+  tape.record("attention", [=, q = q.activation(), k = k.activation(), v = v.activation(),
+                            rope = k_rope ? k_rope->activation() : Activation{}, q_id = q.id, k_id = k.id, v_id = v.id,
+                            id = y.id](Tape& t) {
     const Tensor dy = t.take(id);
     const Tensor delta = Tensor::empty(t.context(), {B, H, T}, statistics);
-    t.write(q.id, [&](const View& dq) {
-      t.write(k.id, [&](const View& dk) {
-        t.write(v.id, [&](const View& dv_view) {
+    t.write(q_id, [&](const View& dq) {
+      t.write(k_id, [&](const View& dk) {
+        t.write(v_id, [&](const View& dv_view) {
           const auto finish = [&](const View& drope) {
             AttentionBackward kernel{.q_grad = dq,
                                      .k_grad = dk,
@@ -95,7 +98,7 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
                                      .lse = lse.view(),
                                      .q = q.view(),
                                      .k = k.view(),
-                                     .k_rope = rope.value.defined() ? rope.view() : View{},
+                                     .k_rope = rope.defined() ? rope.view() : View{},
                                      .v = v.view(),
                                      .document_start = documents,
                                      .scale = scale};
@@ -105,8 +108,8 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
             if (size) kernel.workspace = workspace.view();
             launch(t.context(), kernel);
           };
-          if (rope.value.defined()) {
-            t.write(rope.id, finish);
+          if (rope.defined()) {
+            t.write(rope_id, finish);
           } else {
             finish(View{});
           }

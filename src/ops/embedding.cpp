@@ -24,13 +24,23 @@ TokenIndex make_token_index(Context& context, const std::vector<int32_t>& ids, i
   return index;
 }
 
+namespace {
+
+Tensor gather(const Tensor& ids, const Parameter& table) {
+  const View& rows = table.value;
+  Tensor out = Tensor::empty(ids.context(), {ids.shape()[0], ids.shape()[1], rows.size(1)}, rows.dtype);
+  launch(ids.context(), EmbeddingForward{.out = out.view(), .table = rows, .ids = ids.view()});
+  return out;
+}
+
+}  // namespace
+
 Var embedding(Tape& tape, const TokenIndex& tokens, Parameter& table) {
   const Shape ids = tokens.ids.shape();
   check(ids.rank() == 2 && table.value.rank() == 2,
         "embedding: ids must be [B,T] and table [V,C]; ids is {}, table is {}", ids.text(), table.value.shape.text());
-  Tensor out = Tensor::empty(tape.context(), {ids[0], ids[1], table.value.size(1)}, table.value.dtype);
-  launch(tape.context(), EmbeddingForward{.out = out.view(), .table = table.value, .ids = tokens.ids.view()});
-  Var y = tape.output(out);
+  Var y = tape.output(gather(tokens.ids, table),
+                      [ids = tokens.ids, parameter = &table] { return gather(ids, *parameter); });
   if (tape.recording()) {
     check(tokens.order.defined(), "embedding: recording needs tokens grouped by id");
     tape.record("embedding", [tokens, parameter = &table, id = y.id](Tape& t) {

@@ -24,27 +24,32 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
     out.strides = {view.stride(1), view.stride(2), 1};
     return out;
   };
-  Tensor out = Tensor::empty(context, u.shape(), u.value.dtype());
   const int64_t groups = options.norm == GateNorm::per_head ? H : 1;
   const Tensor mean = normed ? Tensor::empty(context, {N, groups}, statistics) : Tensor{};
   const Tensor rstd = normed ? Tensor::empty(context, {N, groups}, statistics) : Tensor{};
-  launch(context, GateForward{.out = rows(out.view()),
-                              .mean = mean.view(),
-                              .rstd = rstd.view(),
-                              .u = rows(u.view()),
-                              .g = rows(g.view()),
-                              .weight = normed ? weight->value : View{},
-                              .bias = normed ? bias->value : View{},
-                              .offset = options.offset,
-                              .eps = options.eps,
-                              .activation = options.activation,
-                              .norm = options.norm});
-  Var y = tape.output(out);
+  // Run again, it leaves the statistics as they are.
+  const auto forward = [=](const Tensor& u_value, const Tensor& g_value) {
+    Tensor out = Tensor::empty(u_value.context(), u_value.shape(), u_value.dtype());
+    launch(u_value.context(), GateForward{.out = rows(out.view()),
+                                          .mean = mean.view(),
+                                          .rstd = rstd.view(),
+                                          .u = rows(u_value.view()),
+                                          .g = rows(g_value.view()),
+                                          .weight = normed ? weight->value : View{},
+                                          .bias = normed ? bias->value : View{},
+                                          .offset = options.offset,
+                                          .eps = options.eps,
+                                          .activation = options.activation,
+                                          .norm = options.norm});
+    return out;
+  };
+  Var y = tape.output(forward(u.value, g.value),
+                      [forward, u = u.activation(), g = g.activation()] { return forward(u.get(), g.get()); });
   if (!tape.recording()) return y;
-  tape.record("gate", [=, id = y.id](Tape& t) {
+  tape.record("gate", [=, u = u.activation(), g = g.activation(), u_id = u.id, g_id = g.id, id = y.id](Tape& t) {
     const Tensor dy = t.take(id);
-    t.write(u.id, [&](const View& du) {
-      t.write(g.id, [&](const View& dg) {
+    t.write(u_id, [&](const View& du) {
+      t.write(g_id, [&](const View& dg) {
         GateBackward kernel{.u_grad = rows(du),
                             .g_grad = rows(dg),
                             .weight_grad = {},

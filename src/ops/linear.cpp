@@ -4,19 +4,25 @@
 #include "ops/ops.h"
 
 namespace egmla::ops {
+namespace {
 
-Var linear(const Var& x, Parameter& weight) {
+Tensor product(const Tensor& x, const Parameter& weight) {
+  const View& w = weight.value;
+  Shape shape = x.shape();
+  shape[-1] = w.size(0);
+  Tensor out = Tensor::empty(x.context(), shape, w.dtype);
+  launch(x.context(), Matmul{.out = out.view().as_matrix(), .a = x.view().as_matrix(), .b = w, .transpose_b = true});
+  return out;
+}
+
+Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild) {
   const View& w = weight.value;
   check(w.rank() == 2 && x.shape().rank() >= 2 && x.shape().back() == w.size(1),
         "linear: x must be [...,K] and weight [M,K]; x is {}, weight is {}", x.shape().text(), w.shape.text());
   Tape& tape = *x.tape;
-  Shape shape = x.shape();
-  shape[-1] = w.size(0);
-  Tensor out = Tensor::empty(tape.context(), shape, w.dtype);
-  launch(tape.context(), Matmul{.out = out.view().as_matrix(), .a = x.view().as_matrix(), .b = w, .transpose_b = true});
-  Var y = tape.output(out);
+  Var y = tape.output(product(x.value, weight), std::move(rebuild));
   if (tape.recording()) {
-    tape.record("linear", [x = x.value, x_id = x.id, parameter = &weight, id = y.id](Tape& t) {
+    tape.record("linear", [x = x.activation(), x_id = x.id, parameter = &weight, id = y.id](Tape& t) {
       const Tensor dy = t.take(id);
       const View d = dy.view().as_matrix();
       launch(t.context(), Matmul{.out = parameter->grad,
@@ -30,6 +36,16 @@ Var linear(const Var& x, Parameter& weight) {
     });
   }
   return y;
+}
+
+}  // namespace
+
+Var linear(const Var& x, Parameter& weight) {
+  return record_product(x, weight, {});
+}
+
+Var small_linear(const Var& x, Parameter& weight) {
+  return record_product(x, weight, [x = x.activation(), w = &weight] { return product(x.get(), *w); });
 }
 
 Var add(const Var& a, const Var& b) {

@@ -17,16 +17,16 @@ void check_norm(const Var& x, const Parameter& weight, const Parameter* bias) {
         x.shape().text(), bias ? bias->value.shape.text() : "");
 }
 
-struct Saved {
-  Tensor x, mean, rstd;
+struct Statistics {
+  Tensor mean, rstd;
 };
 
-// Runs the forward kernel; `residual` and `sum` are undefined views without a residual.
-Saved forward(const Tensor& out, const Tensor& x, const View& residual, const Tensor& sum, Parameter& weight,
-              Parameter* bias, double eps) {
+// Runs the forward kernel; `residual` and `sum` are undefined without a residual.
+Statistics forward(const Tensor& out, const Tensor& x, const View& residual, const Tensor& sum, Parameter& weight,
+                   Parameter* bias, double eps) {
   Context& context = x.context();
   const int64_t rows = x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
-  Saved saved{sum.defined() ? sum : x, {}, Tensor::empty(context, {rows}, statistics_dtype(x.dtype()))};
+  Statistics saved{{}, Tensor::empty(context, {rows}, statistics_dtype(x.dtype()))};
   const View sum_view = sum.defined() ? sum.view() : View{};
   if (!bias) {
     launch(context, RmsNormForward{.out = out.view(),
@@ -51,10 +51,20 @@ Saved forward(const Tensor& out, const Tensor& x, const View& residual, const Te
   return saved;
 }
 
-// dx = norm'(dy) + residual_grad.
-void backward(Context& context, const View& dx, const Saved& saved, const View& dy, const View& residual_grad,
-              Parameter& weight, Parameter* bias) {
-  const int64_t C = saved.x.shape().back();
+// The norm of the sum as forward() has left it: the sum is rounded before it is normalised, so the bits are the same.
+Activation::Rebuild norm_again(const Activation& sum, Parameter& weight, Parameter* bias, double eps) {
+  return [=, w = &weight] {
+    const Tensor& x = sum.get();
+    Tensor out = Tensor::empty(x.context(), x.shape(), x.dtype());
+    forward(out, x, View{}, Tensor{}, *w, bias, eps);
+    return out;
+  };
+}
+
+// dx = norm'(dy) + residual_grad, at x.
+void backward(Context& context, const View& dx, const Tensor& x, const Statistics& saved, const View& dy,
+              const View& residual_grad, Parameter& weight, Parameter* bias) {
+  const int64_t C = x.shape().back();
   if (!bias) {
     const Tensor partials = Tensor::empty(context, {kNormPartials, C}, weight.grad.dtype);
     return launch(context, RmsNormBackward{.x_grad = dx,
@@ -62,7 +72,7 @@ void backward(Context& context, const View& dx, const Saved& saved, const View& 
                                            .partials = partials.view(),
                                            .out_grad = dy,
                                            .residual_grad = residual_grad,
-                                           .x = saved.x.view(),
+                                           .x = x.view(),
                                            .rstd = saved.rstd.view(),
                                            .weight = weight.value,
                                            .accumulate = weight.accumulate()});
@@ -75,7 +85,7 @@ void backward(Context& context, const View& dx, const Saved& saved, const View& 
                                     .partials = partials.view(),
                                     .out_grad = dy,
                                     .residual_grad = residual_grad,
-                                    .x = saved.x.view(),
+                                    .x = x.view(),
                                     .mean = saved.mean.view(),
                                     .rstd = saved.rstd.view(),
                                     .weight = weight.value,
@@ -88,16 +98,18 @@ Var norm(const Var& x, Parameter& weight, Parameter* bias, double eps) {
   check_norm(x, weight, bias);
   Tape& tape = *x.tape;
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
-  Saved saved = forward(out, x.value, View{}, Tensor{}, weight, bias, eps);
-  Var y = tape.output(out);
+  const Statistics saved = forward(out, x.value, View{}, Tensor{}, weight, bias, eps);
+  const Activation kept = x.activation();
+  Var y = tape.output(out, norm_again(kept, weight, bias, eps));
   if (tape.recording()) {
-    tape.record(bias ? "layer_norm" : "rms_norm", [saved, w = &weight, bias, x_id = x.id, id = y.id](Tape& t) {
+    tape.record(bias ? "layer_norm" : "rms_norm", [kept, saved, w = &weight, bias, x_id = x.id, id = y.id](Tape& t) {
       const Tensor dy = t.take(id);
-      if (x_id == kNoGrad) {
-        const Tensor unused = Tensor::empty(t.context(), saved.x.shape(), dy.dtype());
-        return backward(t.context(), unused.view(), saved, dy.view(), View{}, *w, bias);
-      }
-      t.write(x_id, [&](const View& dx) { backward(t.context(), dx, saved, dy.view(), View{}, *w, bias); });
+      const auto run = [&](const View& dx) {
+        backward(t.context(), dx, kept.get(), saved, dy.view(), View{}, *w, bias);
+      };
+      if (x_id != kNoGrad) return t.write(x_id, run);
+      const Tensor unused = Tensor::empty(t.context(), dy.shape(), dy.dtype());
+      run(unused.view());
     });
   }
   return y;
@@ -110,15 +122,15 @@ std::pair<Var, Var> add_norm(const Var& x, const Var& delta, Parameter& weight, 
   Tape& tape = *x.tape;
   Tensor sum = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
-  Saved saved = forward(out, x.value, delta.view(), sum, weight, bias, eps);
-  Var r = tape.output(sum), y = tape.output(out);
+  const Statistics saved = forward(out, x.value, delta.view(), sum, weight, bias, eps);
+  Var r = tape.output(sum), y = tape.output(out, norm_again(Activation(sum), weight, bias, eps));
   if (tape.recording()) {
     tape.record(bias ? "add_layer_norm" : "add_rms_norm",
-                [saved, w = &weight, bias, x_id = x.id, delta_id = delta.id, r_id = r.id, id = y.id](Tape& t) {
+                [sum, saved, w = &weight, bias, x_id = x.id, delta_id = delta.id, r_id = r.id, id = y.id](Tape& t) {
                   const Tensor dy = t.take(id);
                   const Tensor dr = t.has(r_id) ? t.take(r_id) : Tensor{};
                   // The sum's gradient overwrites dy; both summands share it.
-                  backward(t.context(), dy.view(), saved, dy.view(), dr.defined() ? dr.view() : View{}, *w, bias);
+                  backward(t.context(), dy.view(), sum, saved, dy.view(), dr.defined() ? dr.view() : View{}, *w, bias);
                   t.give(x_id, dy);
                   t.give(delta_id, dy);
                 });

@@ -26,6 +26,8 @@ Var embedding(Tape& tape, const TokenIndex& tokens, Parameter& table);
 
 // x [..., K] -> x W^T [..., M], W [M, K].
 Var linear(const Var& x, Parameter& weight);
+// The same for a product so small that a frugal tape computes it again in backward.
+Var small_linear(const Var& x, Parameter& weight);
 
 // a + b.
 Var add(const Var& a, const Var& b);
@@ -63,6 +65,11 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
 // x [N, 2F] = [gate | up] -> silu(gate) * up [N, F].
 Var swiglu(const Var& x);
 Var gelu(const Var& x);
+
+// Part of a model as a function of its inputs; it may read parameters, and must not change an input in place.
+using Region = std::function<std::vector<Var>(const std::vector<Var>&)>;
+// Runs the region, keeping of it only its inputs and outputs; backward runs it again.
+std::vector<Var> recompute(const std::vector<Var>& inputs, const Region& region);
 
 // The LM head and its loss in chunks of rows: logits exist for one chunk at a time and are overwritten by their
 // gradient.

@@ -59,6 +59,7 @@ void TrainState::open_model() {
   set_attention_backend(*context_, config_.run.attention_backend);
   const DType dtype = compute_dtype(config_.run.precision, *context_);
   model_ = std::make_unique<Transformer>(config_.model);
+  model_->set_recompute(config_.train.recompute);
   ParameterStore& store = model_->parameters();
   model_->allocate(*context_, dtype);
   const GateConfig& gate = config_.model.attention.gate;
