@@ -46,6 +46,7 @@ if make_venv >build/venv.log 2>&1; then
   check reference "$venv/bin/python" tests/reference/compare.py build/egmla --work "$work"
   check tensorboard "$venv/bin/python" tests/interop/check_tensorboard.py "$work/egmla/trained"
   check tokenizer "$venv/bin/python" tests/interop/check_tokenizer.py build/egmla
+  check export "$venv/bin/python" tests/interop/check_export.py build/egmla
   checks="done"
 elif [[ ${EGMLA_REQUIRE_CHECKS:-0} == 1 ]]; then
   tail -n 3 build/venv.log >&2

@@ -31,6 +31,8 @@ void add_commands(CLI::App& app) {
   add_eval_command(app);
   add_generate_command(app);
   add_checkpoint_command(app);
+  add_export_command(app);
+  add_import_command(app);
   add_inspect_command(app);
   add_config_command(app);
   add_data_command(app);

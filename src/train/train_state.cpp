@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "infer/device.h"
+#include "infer/hf_import.h"
 #include "infer/trained_model.h"
 
 namespace egmla {
@@ -72,6 +73,7 @@ void TrainState::open_model() {
     return resume(CheckpointReader(newest->path), newest->path);
   }
   if (config_.run.init_from.empty()) return store.initialize(state_.seed);
+  if (is_hf_directory(config_.run.init_from)) return load_hf_weights(store, config_.model, config_.run.init_from);
   const std::string from = find_checkpoint(config_.run.init_from);
   load_weights(store, CheckpointReader(from), from);
   spdlog::info("weights from {}", from);
