@@ -1,6 +1,6 @@
 // Whole runs: resuming bit for bit, surviving kill -9, stopping by signals, refusing what does not fit.
-#include <gtest/gtest.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
