@@ -52,8 +52,9 @@ TEST(CommandLine, UsageErrorsAndVersion) {
     expect_parts(outcome.err, {"--help\n"});
   }
   expect_parts(egmla_command("--version").out, {"egmla 0.", "(commit ", "back ends: cpu"});
-  for (const char* command : {"", "config", "checkpoint", "checkpoint verify", "checkpoint list", "checkpoint prune",
-                              "train", "eval", "generate", "inspect", "data", "tokenizer", "report", "bench"}) {
+  for (const char* command :
+       {"", "config", "checkpoint", "checkpoint verify", "checkpoint list", "checkpoint prune", "train", "eval",
+        "generate", "export", "import", "inspect", "data", "tokenizer", "report", "bench"}) {
     const Outcome outcome = egmla_command(std::string(command) + " --help");
     EXPECT_EQ(outcome.code, 0) << command;
     expect_parts(outcome.out, {"Example", "egmla "});

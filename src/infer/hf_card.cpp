@@ -70,11 +70,14 @@ std::string hf_card(const HfCard& card) {
   const bool own = card.architecture == HfArchitecture::egmla;
   const char* const trust = own ? ", trust_remote_code=True" : "";
   const std::string tokens =
-      card.tokenizer ? "ids = AutoTokenizer.from_pretrained(\".\")(\"Once\", return_tensors=\"pt\").input_ids\n"
-                     : "ids = torch.tensor([[0]])  # no tokenizer: token ids in, token ids out\n";
+      card.tokenizer
+          ? fmt::format("ids = AutoTokenizer.from_pretrained(\".\"{})(\"Once\", return_tensors=\"pt\").input_ids\n",
+                        trust)
+          : "ids = torch.tensor([[0]])  # no tokenizer: token ids in, token ids out\n";
   return fmt::format(
       "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- egmla\n---\n\n# {}\n\n"
-      "Trained with [egmla](https://arxiv.org/abs/2509.16686)'s reimplementation; the class is `{}`{}.\n\n"
+      "Trained with egmla, a C++ and CUDA framework for MHA, MLA and EG-MLA "
+      "([arXiv 2509.16686](https://arxiv.org/abs/2509.16686)). The class is `{}`{}.\n\n"
       "| model | |\n|---|---|\n{}\n| training | |\n|---|---|\n{}\n## Use\n\n```python\n"
       "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
       "model = AutoModelForCausalLM.from_pretrained(\".\"{})\n{}"

@@ -58,7 +58,9 @@ VARIANTS = {
     "egmla_bare": ("EgmlaForCausalLM", egmla_model("norm=none", "activation=silu", "offset=1.0", "init_std=0.1")),
     "egmla_shared": ("EgmlaForCausalLM", egmla_model("share_layers=2") + ["model.tie_word_embeddings=false"]),
 }
-TRAINED = {"mha": 20, "mla": 20, "egmla": 20}  # steps; the others keep their random weights
+# Steps; the others keep their random weights. A gate's norms are all ones until they are trained.
+TRAINED = dict.fromkeys(["mha", "mla", "egmla", "egmla_latent", "egmla_k", "egmla_v_per_head", "egmla_separate",
+                         "egmla_per_head"], 20)
 
 
 def require(ok, message):
@@ -168,7 +170,7 @@ def load(folder):
     own = (folder / "modeling_egmla.py").exists()
     model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=own,
                                                                     output_loading_info=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=own)
     transformers.utils.logging.get_logger("transformers").removeHandler(keep)
     problems = [f"{key}: {value}" for key, value in info.items() if value]
     require(not problems and not messages, f"{folder}: loading says {problems} {messages}")
