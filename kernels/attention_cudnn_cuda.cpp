@@ -210,10 +210,14 @@ std::optional<Plan> Engines::build(Kernel k) {
 
 void Engines::reserve(size_t bytes) {
   if (bytes <= scratch_bytes_) return;
+  // The pool that tensors come from still grows: a part of the card stays free for it.
+  constexpr size_t kShareLeft = 20;
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudnn: cudaMemGetInfo");
   void* data = nullptr;
-  if (cudaMalloc(&data, bytes) != cudaSuccess) {
+  if (free < bytes + total / kShareLeft || cudaMalloc(&data, bytes) != cudaSuccess) {
     cudaGetLastError();  // not sticky: forget it
-    fail("cudnn: no room for {} bytes of scratch", bytes);
+    fail("cudnn: {} bytes of scratch asked, {} of {} free", bytes, free, total);
   }
   check_cuda(cudaFree(scratch_), "cudnn: cudaFree");  // waits for those who use it
   scratch_ = static_cast<char*>(data);
