@@ -6,7 +6,8 @@
 
 Where torch and transformers are importable, each export is loaded with AutoModelForCausalLM and AutoTokenizer: no
 warning about weights; each token's loss on 64 random sequences as `egmla eval --per-token` gives it, to 1e-4 in fp32;
-64 greedy tokens as `egmla generate` writes them; the same tokens without a cache and in a padded batch.
+64 greedy tokens as `egmla generate` writes them; the same tokens without a cache and in a padded batch; and what
+save_pretrained writes is imported with the same weights.
 """
 
 import argparse
@@ -177,6 +178,15 @@ def load(folder):
     return model.float().eval(), tokenizer
 
 
+def check_resaved(binary, name, out, model):
+    """What transformers itself writes comes in too."""
+    model.save_pretrained(out / "resaved")
+    run(binary, "import", out / "resaved", "--out", out / "resaved.h5")
+    back, weights = weights_of(out / "resaved.h5"), weights_of(out / "imported.h5")
+    same = set(back) == set(weights) and all(np.array_equal(back[path], weights[path]) for path in weights)
+    require(same, f"{name}: save_pretrained and import change the weights")
+
+
 def check_losses(binary, name, out, model, ids):
     import torch
     run(binary, "eval", out, "run.device=cpu", "--per-token", out / "losses.txt")
@@ -236,6 +246,7 @@ def main():
                 require(type(model).__name__ == VARIANTS[name][0], f"{name}: loaded as {type(model).__name__}")
                 worst = check_losses(binary, name, out, model, ids)
                 check_generation(binary, name, out, model, tokenizer)
+                check_resaved(binary, name, out, model)
                 print(f"{name}: loads in transformers; losses agree to {worst:.1e}; {NEW_TOKENS} greedy tokens agree")
     if not torch:
         print("torch or transformers is not importable: loading, losses and generate() were not checked")
