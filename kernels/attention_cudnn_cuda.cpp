@@ -3,6 +3,8 @@
 //           dK = dS^T Q, dQ = dS K. These are the patterns that cuDNN's fused attention engines know.
 #include "kernels/attention_cudnn.h"
 
+#include <spdlog/spdlog.h>
+
 namespace egmla {
 namespace {
 
@@ -28,8 +30,6 @@ AttentionKey key_of(const AttentionBackward& k) {
 }  // namespace egmla
 
 #ifdef EGMLA_WITH_CUDNN
-#include <spdlog/spdlog.h>
-
 #include <limits>
 #include <map>
 #include <optional>
@@ -288,6 +288,7 @@ std::shared_ptr<CudnnAttention> open_cudnn(CudaContext& context) {
 #else
 
 std::shared_ptr<egmla::CudnnAttention> egmla::open_cudnn(CudaContext&) {
+  spdlog::info("attention runs on our own kernels: this build has no cuDNN");
   return nullptr;
 }
 #endif
