@@ -37,6 +37,7 @@ struct SwigluBackward {
   View gate_up_grad;  // [N, 2F]; may be gate_up itself
   View out_grad;      // [N, F]
   View gate_up;       // [N, 2F]
+  View out{};         // [N, F]: SwigluForward's result once more; undefined, or may be out_grad itself
 };
 
 // out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (GPT-2's GELU).

@@ -91,16 +91,19 @@ void run(CpuContext&, const SwigluBackward& k) {
   cpu::for_float(k.out_grad.dtype, SwigluBackward::kName, [&](auto t) {
     using T = decltype(t);
     const View grad = k.gate_up_grad.as_matrix(), dout = k.out_grad.as_matrix(), in = k.gate_up.as_matrix();
+    const View out = k.out.defined() ? k.out.as_matrix() : View{};
     const int64_t F = dout.size(1);
     parallel_rows(dout.size(0), F, [&](int64_t n) {
       T* d = grad.as<T>() + n * grad.stride(0);
+      T* o = out.defined() ? out.as<T>() + n * out.stride(0) : nullptr;
       const T* dy = dout.as<T>() + n * dout.stride(0);
       const T* gate = in.as<T>() + n * in.stride(0);
 #pragma omp simd
       for (int64_t i = 0; i < F; ++i) {
-        const T g = gate[i], u = gate[F + i], s = cpu::sigmoid(g);
-        d[i] = dy[i] * u * s * (T(1) + g * (T(1) - s));
-        d[F + i] = dy[i] * g * s;
+        const T g = gate[i], u = gate[F + i], s = cpu::sigmoid(g), dout_i = dy[i];
+        d[i] = dout_i * u * s * (T(1) + g * (T(1) - s));
+        d[F + i] = dout_i * g * s;
+        if (o) o[i] = g * s * u;
       }
     });
   });

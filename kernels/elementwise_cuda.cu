@@ -1,5 +1,6 @@
 // One kernel serves every element-by-element operation: a thread moves one packet of each view. Bytes an element of
-// size s: fill s; add 3 s; convert both sizes; SwiGLU 3 s forward and 5 s backward; GELU 2 s and 3 s.
+// size s: fill s; add 3 s; convert both sizes; SwiGLU 3 s forward and 5 s backward, 6 s with its result; GELU 2 s and 3
+// s.
 #include "core/bf16.h"
 #include "kernels/elementwise.h"
 #include "kernels/walk.cuh"
@@ -27,13 +28,15 @@ struct SwigluOp {
   }
 };
 
-// In: out_grad, gate, up. Out: gate_grad, up_grad.
+// In: out_grad, gate, up. Out: gate_grad, up_grad and, kAgain, SwigluOp's result to the same bits.
+template <bool kAgain>
 struct SwigluBackwardOp {
-  static constexpr int kIn = 3, kOut = 2;
+  static constexpr int kIn = 3, kOut = kAgain ? 3 : 2;
   __device__ void operator()(const float (&in)[kIn], float (&out)[kOut]) const {
     const float g = in[1], s = gpu::sigmoid(g);
     out[0] = in[0] * in[2] * s * (1.0f + g * (1.0f - s));
     out[1] = in[0] * g * s;
+    if constexpr (kAgain) out[2] = g * s * in[2];
   }
 };
 
@@ -169,9 +172,11 @@ void run(CudaContext& context, const SwigluForward& k) {
 }
 
 void run(CudaContext& context, const SwigluBackward& k) {
-  const View grad = k.gate_up_grad.as_matrix(), in = k.gate_up.as_matrix();
-  map<SwigluBackwardOp>(context, SwigluBackward::kName,
-                        {first_half(grad), second_half(grad), k.out_grad.as_matrix(), first_half(in), second_half(in)});
+  const View grad = k.gate_up_grad.as_matrix(), dy = k.out_grad.as_matrix(), in = k.gate_up.as_matrix();
+  const View gate_grad = first_half(grad), up_grad = second_half(grad), gate = first_half(in), up = second_half(in);
+  if (!k.out.defined())
+    return map<SwigluBackwardOp<false>>(context, SwigluBackward::kName, {gate_grad, up_grad, dy, gate, up});
+  map<SwigluBackwardOp<true>>(context, SwigluBackward::kName, {gate_grad, up_grad, k.out.as_matrix(), dy, gate, up});
 }
 
 void run(CudaContext& context, const GeluForward& k) {

@@ -90,6 +90,11 @@ TEST_F(KernelsCuda, Activations) {
             SwigluBackward{.gate_up_grad = side.out("gate_up_grad", wide, spec), .out_grad = dy, .gate_up = gate_up});
         const View in_place = side.in_out("in_place", wide, spec);
         launch(side.context(), SwigluBackward{.gate_up_grad = in_place, .out_grad = dy, .gate_up = in_place});
+        const View hidden = side.in_out("hidden", narrow, spec);
+        launch(side.context(), SwigluBackward{.gate_up_grad = side.out("gate_up_grad_again", wide, spec),
+                                              .out_grad = hidden,
+                                              .gate_up = gate_up,
+                                              .out = hidden});
         launch(side.context(), GeluForward{.out = side.out("gelu", narrow, spec), .x = x});
         launch(side.context(), GeluBackward{.x_grad = side.out("x_grad", narrow, spec), .out_grad = dy, .x = x});
       });

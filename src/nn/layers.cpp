@@ -27,7 +27,7 @@ FeedForward::FeedForward(const ModelConfig& model, const std::string& path, Para
 
 Var FeedForward::operator()(const Var& x) const {
   const Var hidden = ops::linear(x, *up_);
-  return ops::linear(type_ == FfnType::swiglu ? ops::swiglu(hidden) : ops::gelu(hidden), *down_);
+  return type_ == FfnType::swiglu ? ops::swiglu_linear(hidden, *down_) : ops::linear(ops::gelu(hidden), *down_);
 }
 
 }  // namespace egmla

@@ -1,4 +1,5 @@
 #include "kernels/elementwise.h"
+#include "kernels/matmul.h"
 #include "ops/ops.h"
 
 namespace egmla::ops {
@@ -22,6 +23,28 @@ Var swiglu(const Var& x) {
       });
     });
   }
+  return y;
+}
+
+Var swiglu_linear(const Var& x, Parameter& weight) {
+  Tape& tape = *x.tape;
+  if (!tape.frugal() || x.id == kNoGrad) return linear(swiglu(x), weight);
+  Tape forward(tape.context(), Tape::Mode::inference);
+  Var y = tape.output(linear(swiglu(forward.constant(x.value)), weight).value);
+  tape.record("swiglu_linear", [x = x.activation(), w = &weight, x_id = x.id, id = y.id](Tape& t) {
+    const Tensor dy = t.take(id);
+    Shape shape = x.get().shape();
+    shape[-1] /= 2;
+    // First the gradient of the hidden layer, then, in the same memory, the hidden layer.
+    const Tensor hidden = Tensor::empty(t.context(), shape, dy.dtype());
+    const View h = hidden.view(), d = dy.view().as_matrix();
+    launch(t.context(), Matmul{.out = h.as_matrix(), .a = d, .b = w->value});
+    t.write(x_id, [&](const View& dx) {
+      launch(t.context(), SwigluBackward{.gate_up_grad = dx, .out_grad = h, .gate_up = x.view(), .out = h});
+    });
+    launch(t.context(),
+           Matmul{.out = w->grad, .a = d, .b = h.as_matrix(), .transpose_a = true, .accumulate = w->accumulate()});
+  });
   return y;
 }
 

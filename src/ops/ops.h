@@ -64,6 +64,8 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
 
 // x [N, 2F] = [gate | up] -> silu(gate) * up [N, F].
 Var swiglu(const Var& x);
+// linear(swiglu(x), weight). A frugal tape does not keep the middle: SwiGLU's backward writes it again on its way.
+Var swiglu_linear(const Var& x, Parameter& weight);
 Var gelu(const Var& x);
 
 // Part of a model as a function of its inputs; it may read parameters, and must not change an input in place.

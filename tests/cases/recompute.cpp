@@ -32,7 +32,7 @@ std::vector<Var> frugal_chain(CaseRun& r) {
   const Var q = r.tape.windows(r.x[1], {heads}).front();
   const Var o = ops::attention(q, parts[0], nullptr, parts[1], Tensor{}, 0.3);
   const auto [sum, h] = ops::add_norm(r.x[2], o, r.p[6], nullptr, 1e-6);
-  return {sum, ops::linear(ops::swiglu(h), r.p[7]), ops::linear(ops::gelu(h), r.p[8])};
+  return {sum, ops::linear(ops::swiglu(h), r.p[7]), ops::swiglu_linear(h, r.p[7]), ops::linear(ops::gelu(h), r.p[8])};
 }
 
 }  // namespace
@@ -77,6 +77,18 @@ void add_recompute_cases(std::vector<OpCase>& cases, std::vector<ShapeError>& er
            },
        .float_tolerance = 3e-5,
        .bf16_tolerance = 3e-2});
+  for (const Shape& x : {Shape{1, 1, 2}, Shape{1, 33, 66}, Shape{2, 17, 64}}) {
+    cases.push_back({.name = "swiglu_linear/" + std::to_string(x.back()),
+                     .inputs = {x},
+                     .parameters = {{9, x.back() / 2}},
+                     .run =
+                         [](CaseRun& r) {
+                           r.tape.set_frugal(true);
+                           return std::vector<Var>{ops::swiglu_linear(r.x[0], r.p[0])};
+                         },
+                     .float_tolerance = 3e-5,
+                     .bf16_tolerance = 3e-2});
+  }
   cases.push_back({.name = "frugal/chain",
                    .inputs = {{2, 5, 12}, {2, 5, 16}, {2, 5, 16}},
                    .parameters = {{12}, {32, 12}, {11, 3}, {32, 3}, {2, 16}, {2, 16}, {16}, {4, 8}, {4, 16}},
