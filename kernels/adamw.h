@@ -38,6 +38,22 @@ struct AdamW {
   int64_t step = 1;  // counted from 1
 };
 
+inline KernelViews views_of(const SquareSum& k) {
+  return {.written = {{"partials", k.partials}}, .read = {{"x", k.x}}};
+}
+inline KernelViews views_of(const GradNorm& k) {
+  return {.written = {{"norm", k.norm}}, .read = {{"partials", k.partials}}};
+}
+inline KernelViews views_of(const AdamW& k) {
+  return {
+      .written = {{"master", k.master}, {"exp_avg", k.exp_avg}, {"exp_avg_sq", k.exp_avg_sq}, {"working", k.working}},
+      .read = {{"master", k.master},
+               {"exp_avg", k.exp_avg},
+               {"exp_avg_sq", k.exp_avg_sq},
+               {"grad", k.grad},
+               {"grad_norm", k.grad_norm}}};
+}
+
 EGMLA_DECLARE_KERNEL(SquareSum);
 EGMLA_DECLARE_KERNEL(GradNorm);
 EGMLA_DECLARE_KERNEL(AdamW);

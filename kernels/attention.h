@@ -34,6 +34,22 @@ struct AttentionBackward {
   double scale = 1.0;
 };
 
+inline KernelViews views_of(const AttentionForward& k) {
+  return {.written = {{"out", k.out}, {"lse", k.lse}},
+          .read = {{"q", k.q}, {"k", k.k}, {"k_rope", k.k_rope}, {"v", k.v}, {"document_start", k.document_start}}};
+}
+inline KernelViews views_of(const AttentionBackward& k) {
+  return {.written = {{"q_grad", k.q_grad}, {"k_grad", k.k_grad}, {"k_rope_grad", k.k_rope_grad}, {"v_grad", k.v_grad}},
+          .read = {{"out_grad", k.out_grad},
+                   {"out", k.out},
+                   {"lse", k.lse},
+                   {"q", k.q},
+                   {"k", k.k},
+                   {"k_rope", k.k_rope},
+                   {"v", k.v},
+                   {"document_start", k.document_start}}};
+}
+
 EGMLA_DECLARE_KERNEL(AttentionForward);
 EGMLA_DECLARE_KERNEL(AttentionBackward);
 

@@ -26,6 +26,15 @@ struct Sum {
   double scale = 1.0;
 };
 
+// The loss alone reads the logits; with write_grad they come back as their gradient.
+inline KernelViews views_of(const CrossEntropy& k) {
+  return {.written = {{"loss", k.loss}, {"logits", k.write_grad ? k.logits : View{}}},
+          .read = {{"logits", k.logits}, {"targets", k.targets}}};
+}
+inline KernelViews views_of(const Sum& k) {
+  return {.written = {{"out", k.out}}, .read = {{"x", k.x}}};
+}
+
 EGMLA_DECLARE_KERNEL(CrossEntropy);
 EGMLA_DECLARE_KERNEL(Sum);
 

@@ -37,7 +37,6 @@ struct SwigluBackward {
   View gate_up_grad;  // [N, 2F]; may be gate_up itself
   View out_grad;      // [N, F]
   View gate_up;       // [N, 2F]
-  View out{};         // [N, F]: SwigluForward's result once more; undefined, or may be out_grad itself
 };
 
 // out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (GPT-2's GELU).
@@ -50,6 +49,28 @@ struct GeluBackward {
   static constexpr const char* kName = "gelu_backward";
   View x_grad, out_grad, x;  // [N, F]; x_grad may be x or out_grad
 };
+
+inline KernelViews views_of(const Fill& k) {
+  return {.written = {{"out", k.out}}, .read = {}};
+}
+inline KernelViews views_of(const Add& k) {
+  return {.written = {{"out", k.out}}, .read = {{"a", k.a}, {"b", k.b}}};
+}
+inline KernelViews views_of(const Convert& k) {
+  return {.written = {{"out", k.out}}, .read = {{"x", k.x}}};
+}
+inline KernelViews views_of(const SwigluForward& k) {
+  return {.written = {{"out", k.out}}, .read = {{"gate_up", k.gate_up}}};
+}
+inline KernelViews views_of(const SwigluBackward& k) {
+  return {.written = {{"gate_up_grad", k.gate_up_grad}}, .read = {{"out_grad", k.out_grad}, {"gate_up", k.gate_up}}};
+}
+inline KernelViews views_of(const GeluForward& k) {
+  return {.written = {{"out", k.out}}, .read = {{"x", k.x}}};
+}
+inline KernelViews views_of(const GeluBackward& k) {
+  return {.written = {{"x_grad", k.x_grad}}, .read = {{"out_grad", k.out_grad}, {"x", k.x}}};
+}
 
 EGMLA_DECLARE_KERNEL(Fill);
 EGMLA_DECLARE_KERNEL(Add);

@@ -39,6 +39,26 @@ struct GateBackward {
   bool accumulate = false;  // of weight_grad and bias_grad
 };
 
+inline KernelViews views_of(const GateForward& k) {
+  return {.written = {{"out", k.out}, {"mean", k.mean}, {"rstd", k.rstd}},
+          .read = {{"u", k.u}, {"g", k.g}, {"weight", k.weight}, {"bias", k.bias}}};
+}
+// Gradients that are added to are read as well.
+inline KernelViews views_of(const GateBackward& k) {
+  return {.written = {{"u_grad", k.u_grad},
+                      {"g_grad", k.g_grad},
+                      {"weight_grad", k.weight_grad},
+                      {"bias_grad", k.bias_grad}},
+          .read = {{"out_grad", k.out_grad},
+                   {"u", k.u},
+                   {"g", k.g},
+                   {"mean", k.mean},
+                   {"rstd", k.rstd},
+                   {"weight", k.weight},
+                   {"weight_grad", k.accumulate ? k.weight_grad : View{}},
+                   {"bias_grad", k.accumulate ? k.bias_grad : View{}}}};
+}
+
 EGMLA_DECLARE_KERNEL(GateForward);
 EGMLA_DECLARE_KERNEL(GateBackward);
 

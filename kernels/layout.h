@@ -11,6 +11,10 @@ struct Copy {
   View out, x;
 };
 
+inline KernelViews views_of(const Copy& k) {
+  return {.written = {{"out", k.out}}, .read = {{"x", k.x}}};
+}
+
 EGMLA_DECLARE_KERNEL(Copy);
 
 }  // namespace egmla

@@ -18,11 +18,18 @@ struct Matmul {
   double alpha = 1.0;
 };
 
+// A result that is added to is read as well.
+inline KernelViews views_of(const Matmul& k) {
+  return {.written = {{"out", k.out}}, .read = {{"a", k.a}, {"b", k.b}, {"out", k.accumulate ? k.out : View{}}}};
+}
+
 EGMLA_DECLARE_KERNEL(Matmul);
 
-// "matmul MxNxK"
+// "matmul MxNxK tn f32 +=": the shape, which of a and b is transposed, the result's type, whether it is added to.
 inline std::string label_of(const Matmul& k) {
-  return fmt::format("matmul {}x{}x{}", k.out.size(0), k.out.size(1), k.a.size(k.transpose_a ? 0 : 1));
+  return fmt::format("matmul {}x{}x{} {}{} {}{}", k.out.size(0), k.out.size(1), k.a.size(k.transpose_a ? 0 : 1),
+                     k.transpose_a ? 't' : 'n', k.transpose_b ? 't' : 'n', name_of(k.out.dtype),
+                     k.accumulate ? " +=" : "");
 }
 
 }  // namespace egmla

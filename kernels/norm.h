@@ -53,6 +53,36 @@ struct LayerNormBackward {
   bool accumulate = false;
 };
 
+inline KernelViews views_of(const RmsNormForward& k) {
+  return {.written = {{"out", k.out}, {"rstd", k.rstd}, {"residual_out", k.residual_out}},
+          .read = {{"x", k.x}, {"residual", k.residual}, {"weight", k.weight}}};
+}
+inline KernelViews views_of(const LayerNormForward& k) {
+  return {.written = {{"out", k.out}, {"mean", k.mean}, {"rstd", k.rstd}, {"residual_out", k.residual_out}},
+          .read = {{"x", k.x}, {"residual", k.residual}, {"weight", k.weight}, {"bias", k.bias}}};
+}
+// A weight's gradient that is added to is read as well.
+inline KernelViews views_of(const RmsNormBackward& k) {
+  return {.written = {{"x_grad", k.x_grad}, {"weight_grad", k.weight_grad}},
+          .read = {{"out_grad", k.out_grad},
+                   {"residual_grad", k.residual_grad},
+                   {"x", k.x},
+                   {"rstd", k.rstd},
+                   {"weight", k.weight},
+                   {"weight_grad", k.accumulate ? k.weight_grad : View{}}}};
+}
+inline KernelViews views_of(const LayerNormBackward& k) {
+  return {.written = {{"x_grad", k.x_grad}, {"weight_grad", k.weight_grad}, {"bias_grad", k.bias_grad}},
+          .read = {{"out_grad", k.out_grad},
+                   {"residual_grad", k.residual_grad},
+                   {"x", k.x},
+                   {"mean", k.mean},
+                   {"rstd", k.rstd},
+                   {"weight", k.weight},
+                   {"weight_grad", k.accumulate ? k.weight_grad : View{}},
+                   {"bias_grad", k.accumulate ? k.bias_grad : View{}}}};
+}
+
 EGMLA_DECLARE_KERNEL(RmsNormForward);
 EGMLA_DECLARE_KERNEL(RmsNormBackward);
 EGMLA_DECLARE_KERNEL(LayerNormForward);

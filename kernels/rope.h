@@ -16,6 +16,10 @@ struct Rope {
   bool inverse = false;
 };
 
+inline KernelViews views_of(const Rope& k) {
+  return {.written = {{"x", k.x}}, .read = {{"x", k.x}, {"cos", k.cos}, {"sin", k.sin}, {"positions", k.positions}}};
+}
+
 EGMLA_DECLARE_KERNEL(Rope);
 
 }  // namespace egmla

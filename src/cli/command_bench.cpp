@@ -2,12 +2,15 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "cli/commands.h"
+#include "infer/device.h"
 #include "lab/bench_attention.h"
+#include "lab/bench_ops.h"
 #include "lab/bench_train.h"
 
 namespace egmla {
@@ -45,7 +48,8 @@ struct TrainBenchOptions {
 
 void add_train(CLI::App& bench) {
   const auto options = std::make_shared<TrainBenchOptions>();
-  CLI::App* command = bench.add_subcommand("train", "A whole training step on random tokens; opens no data");
+  CLI::App* command =
+      bench.add_subcommand("train", "A whole training step on random tokens, beside its floor; opens no data");
   command->add_option("CONFIG", options->config, "configuration (YAML)")->required();
   command->add_option("OVERRIDES", options->overrides, "for example train.micro_batch_size=8")->type_name("KEY=VALUE");
   command->add_option("--steps", options->steps, "timed steps")->check(CLI::PositiveNumber)->capture_default_str();
@@ -62,14 +66,44 @@ void add_train(CLI::App& bench) {
   });
 }
 
+struct OpBenchOptions {
+  std::vector<std::string> sizes;
+  DeviceChoice device = DeviceChoice::automatic;
+  bool json = false;
+};
+
+void add_ops(CLI::App& bench) {
+  static const std::map<std::string, DeviceChoice> kDevices = {
+      {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}};
+  const auto options = std::make_shared<OpBenchOptions>();
+  CLI::App* command = bench.add_subcommand("ops", "Kernels bound by memory, each alone, against the rate of a copy");
+  command->add_option("--sizes", options->sizes, "124m, 1b, small (default: 124m 1b on a GPU, small on the CPU)");
+  command->add_option("--device", options->device, "auto, cpu or cuda")
+      ->transform(CLI::CheckedTransformer(kDevices))
+      ->type_name("DEVICE");
+  command->add_flag("--json", options->json, "print JSON");
+  command->footer("Example: egmla bench ops --sizes 124m --json");
+  command->callback([options] {
+    std::vector<OpSizes> sizes;
+    for (const std::string& name : options->sizes) sizes.push_back(op_sizes(name));
+    const std::unique_ptr<Context> context = open_device(options->device);
+    if (sizes.empty() && context->is_cpu()) sizes = {op_sizes("small")};
+    if (sizes.empty()) sizes = {op_sizes("124m"), op_sizes("1b")};
+    const OpReport report = bench_ops(*context, compute_dtype(Precision::automatic, *context), sizes);
+    fmt::print("{}", options->json ? op_report_json(report) : op_report_text(report));
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
-  CLI::App* bench = app.add_subcommand("bench", "Speed of this machine on training steps and on attention");
+  CLI::App* bench =
+      app.add_subcommand("bench", "Speed of this machine on training steps, attention and single kernels");
   bench->require_subcommand(1);
   bench->footer("Example: egmla bench train configs/quickstart.yaml");
   add_train(*bench);
   add_attention(*bench);
+  add_ops(*bench);
 }
 
 }  // namespace egmla

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 namespace egmla {
 namespace {
@@ -58,6 +59,35 @@ void* PlanContext::allocate(size_t bytes) {
 
 void PlanContext::release(void*, size_t bytes) {
   memory_.in_use -= static_cast<int64_t>(rounded(bytes));
+}
+
+LaunchCheck launch_check_of_environment() {
+  const char* text = std::getenv("EGMLA_CHECK");
+  const std::string_view mode = text ? text : "";
+  check_usage(mode.empty() || mode == "sync" || mode == "nan", "EGMLA_CHECK: found '{}'; expected sync or nan", mode);
+  return mode.empty() ? LaunchCheck::none : mode == "sync" ? LaunchCheck::sync : LaunchCheck::nan;
+}
+
+bool ranges_of_environment() {
+  const char* text = std::getenv("EGMLA_NVTX");
+  return text && std::string_view(text) == "1";
+}
+
+void Context::name_memory(const View& view, const std::string& name) {
+  if (launch_check_ == LaunchCheck::nan) names_[reinterpret_cast<uintptr_t>(view.data)] = {view.bytes(), name};
+}
+
+std::string Context::name_of_memory(const void* address) const {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  auto next = names_.upper_bound(at);
+  if (next == names_.begin()) return "";
+  const auto& [begin, memory] = *--next;
+  return at < begin + memory.bytes ? memory.name : "";
+}
+
+void Context::forget_names(const void* data, size_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  names_.erase(names_.lower_bound(begin), names_.lower_bound(begin + bytes));
 }
 
 }  // namespace egmla

@@ -12,6 +12,7 @@
 #include "core/backends.h"
 #include "core/check.h"
 #include "core/profile.h"
+#include "core/view.h"
 #ifdef EGMLA_WITH_CUDA
 #include "core/context_cuda.h"
 #endif
@@ -68,6 +69,13 @@ class PlanContext {
   MemoryUse memory_;
 };
 
+// EGMLA_CHECK. sync: CUDA waits after every kernel, so that a fault names its kernel. nan: every kernel's results are
+// scanned, and the first NaN or infinity stops the program with the kernel's name.
+enum class LaunchCheck : uint8_t { none, sync, nan };
+LaunchCheck launch_check_of_environment();
+// EGMLA_NVTX=1: kernels are marked as ranges for Nsight.
+bool ranges_of_environment();
+
 class Context {
  public:
 #ifdef EGMLA_WITH_CUDA
@@ -105,6 +113,8 @@ class Context {
     return visit([&](auto& backend) { return backend.allocate(bytes); });
   }
   void release(void* data, size_t bytes) {
+    if (!names_.empty()) [[unlikely]]
+      forget_names(data, bytes);
     visit([&](auto& backend) { backend.release(data, bytes); });
   }
   // Device to device, in stream order.
@@ -133,10 +143,46 @@ class Context {
   void set_profile(Profile* profile) {
     profile_ = profile;
   }
+  LaunchCheck launch_check() const {
+    return launch_check_;
+  }
+  bool marks_ranges() const {
+    return marks_ranges_;
+  }
+  // Whether a launch is more than running a kernel.
+  bool watched() const {
+    return profile_ || launch_check_ == LaunchCheck::nan || marks_ranges_;
+  }
+
+  // What lies in memory, for the messages of EGMLA_CHECK=nan; remembered under that mode alone, until it is released.
+  void name_memory(const View& view, const std::string& name);
+  // The name of the memory an address lies in; empty where none was given.
+  std::string name_of_memory(const void* address) const;
 
  private:
+  void forget_names(const void* data, size_t bytes);
+
   Backend backend_;
   Profile* profile_ = nullptr;
+  LaunchCheck launch_check_ = launch_check_of_environment();
+  bool marks_ranges_ = ranges_of_environment();
+  struct NamedMemory {
+    size_t bytes;
+    std::string name;
+  };
+  std::map<uintptr_t, NamedMemory> names_;  // by first address
+};
+
+// Sets a context's profile for the life of this object.
+class ProfileScope {
+ public:
+  ProfileScope(Context& context, Profile& profile) : context_(&context) { context.set_profile(&profile); }
+  ProfileScope(const ProfileScope&) = delete;
+  ProfileScope& operator=(const ProfileScope&) = delete;
+  ~ProfileScope() { context_->set_profile(nullptr); }
+
+ private:
+  Context* context_;
 };
 
 }  // namespace egmla

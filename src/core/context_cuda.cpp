@@ -3,8 +3,6 @@
 #include "core/context_cuda.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <string_view>
 
 #include "core/cuda_state.h"
 
@@ -95,8 +93,7 @@ CudaContext::CudaContext(CudaDevice device) : state_(std::make_unique<State>()) 
   check(state.capability >= 80,
         "cuda: {} has compute capability {}.{}; 8.0 or later is needed, or set run.device to cpu", state.name,
         properties.major, properties.minor);
-  const char* mode = std::getenv("EGMLA_CHECK");
-  state.check_every_launch = mode != nullptr && std::string_view(mode) == "sync";
+  state.check_every_launch = launch_check_of_environment() == LaunchCheck::sync;
   check_cuda(cudaStreamCreateWithFlags(&state.stream, cudaStreamNonBlocking), "cudaStreamCreate");
   check_cublas(cublasLtCreate(&state.cublaslt), "cublasLtCreate");
   check_cuda(cudaMalloc(&state.matmul_workspace, kMatmulWorkspace), "cuda: cuBLASLt's workspace");

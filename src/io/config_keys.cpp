@@ -113,6 +113,8 @@ Rows run_keys() {
       EGMLA_KEY(run.attention_backend, "attention kernels on a GPU; auto: the faster deterministic one",
                 kAttentionBackends),
       EGMLA_KEY(run.init_from, "checkpoint or Hugging Face directory whose weights start the run; null: random"),
+      EGMLA_KEY(run.peak_tflops, "dense bf16 TFLOP/s of the device, for MFU; 0: from the table of known cards",
+                at_least(0)),
   };
 }
 
@@ -203,7 +205,8 @@ Rows train_keys() {
       EGMLA_KEY(train.grad_clip, "largest norm of the gradient; 0: off", at_least(0)),
       EGMLA_KEY(train.skip_nonfinite, "leave out a step whose gradient is not finite instead of stopping"),
       EGMLA_KEY(train.recompute, "activations computed again in backward to save memory", kRecomputes),
-      EGMLA_KEY(train.profile, "time every operation and print a table at the end"),
+      EGMLA_KEY(train.profile,
+                "print where a step's time goes by kernel: at the second step and at every tenth line on the console"),
   };
 }
 

@@ -3,33 +3,17 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/bf16.h"
 #include "core/cuda_state.h"
-#include "core/rng.h"
-#include "core/tensor.h"
 #include "kernels/attention.h"
 #include "kernels/attention_choice.h"
 #include "lab/bench_attention.h"
+#include "lab/bench_tools.h"
 
 namespace egmla {
 namespace {
 
 constexpr int kWarmUps = 5;
 constexpr int kRepeats = 30;
-
-// Standard normal bf16 values; a block of a million is drawn once and repeated.
-Tensor random_tensor(Context& context, const Shape& shape) {
-  static const std::vector<uint16_t> block = [] {
-    std::vector<uint16_t> values(1000003);
-    for (size_t i = 0; i < values.size(); ++i) values[i] = bf16_from_float(static_cast<float>(normal(1, i)));
-    return values;
-  }();
-  std::vector<uint16_t> values(static_cast<size_t>(shape.elements()));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = block[i % block.size()];
-  Tensor out = Tensor::empty(context, shape, DType::bf16);
-  context.copy_from_host(out.view().data, values.data(), out.view().bytes());
-  return out;
-}
 
 // kRepeats + 1 events around as many runs.
 class Stopwatch {
@@ -75,8 +59,9 @@ std::vector<AttentionTiming> time_attention(Context& context, const AttentionSha
   // K and V of a head lie side by side and the rope key stands alone, as MLA's projections write them.
   const Shape qs = {s.B, s.T, s.H, s.dk + s.dr}, kvs = {s.B, s.T, s.H, s.dk + s.dv}, rs = {s.B, s.T, 1, s.dr};
   const Shape os = {s.B, s.T, s.H, s.dv}, rows = {s.B, s.H, s.T};
-  const Tensor q = random_tensor(context, qs), kv = random_tensor(context, kvs), out_grad = random_tensor(context, os);
-  const Tensor rope = s.dr ? random_tensor(context, rs) : Tensor{};
+  const Tensor q = random_tensor(context, qs, DType::bf16), kv = random_tensor(context, kvs, DType::bf16),
+               out_grad = random_tensor(context, os, DType::bf16);
+  const Tensor rope = s.dr ? random_tensor(context, rs, DType::bf16) : Tensor{};
   const Tensor out = Tensor::empty(context, os, DType::bf16), lse = Tensor::empty(context, rows, DType::f32);
   const AttentionForward forward{.out = out.view(),
                                  .lse = lse.view(),

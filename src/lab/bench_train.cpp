@@ -8,12 +8,15 @@
 
 #include "core/rng.h"
 #include "infer/device.h"
+#include "io/config_keys.h"
 #include "optim/adamw.h"
 #include "train/card.h"
 #include "train/gradients.h"
 
 namespace egmla {
 namespace {
+
+constexpr int64_t kProfiledSteps = 3;
 
 std::vector<HostBatch> random_batches(const Config& config, uint64_t seed) {
   const int64_t T = config.data.sequence_length, sequences = config.train.batch_tokens / T;
@@ -75,16 +78,16 @@ TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, boo
   out.tokens_per_s = tokens / seconds;
   const double flops = model.flops_per_token(config.data.sequence_length) * out.tokens_per_s;
   out.tflops = flops / 1e12;
-  if (const auto peak = peak_flops(context->name())) out.mfu = flops / *peak;
+  if (const auto peak = peak_flops(context->name(), config.run.peak_tflops)) out.mfu = flops / *peak;
   out.peak_gib = static_cast<double>(context->memory().peak) / (1 << 30);
   for (const Tensor& part : losses) out.loss += static_cast<double>(part.to_host<float>().front());
-  if (profile) {
-    Profile times_by_kernel;
-    context->set_profile(&times_by_kernel);
-    for (int64_t i = 0; i < 3; ++i) run_step(model, optimizer, config, batches, warmup + steps + 1 + i);
-    context->set_profile(nullptr);
-    out.profile = times_by_kernel.table(3);
+  Profile times_by_kernel;
+  {
+    const ProfileScope scope(*context, times_by_kernel);
+    for (int64_t i = 0; i < kProfiledSteps; ++i) run_step(model, optimizer, config, batches, warmup + steps + 1 + i);
   }
+  if (profile) out.profile = times_by_kernel.table(kProfiledSteps);
+  out.floor = measure_floor(*context, times_by_kernel, kProfiledSteps);
   return out;
 }
 
@@ -93,11 +96,22 @@ std::string train_timing_text(const TrainTiming& t) {
       fmt::format("{}, {}: {} parameters, B {} T {} x {}\n{:.2f} ms a step, {:.0f} tokens/s, {:.1f} TFLOP/s", t.device,
                   t.dtype, t.parameters, t.batch, t.sequence_length, t.accumulation, t.ms, t.tokens_per_s, t.tflops);
   if (t.mfu) out += fmt::format(", MFU {:.1f}%", 100 * *t.mfu);
-  return out + fmt::format(", peak {:.2f} GiB, loss {:.3f}\n{}", t.peak_gib, t.loss, t.profile);
+  out += fmt::format(", peak {:.2f} GiB, loss {:.3f}\n", t.peak_gib, t.loss);
+  out += fmt::format("floor {:.2f} ms, the step takes {:.2f} times that\n", t.floor.floor_ms(), t.floor_ratio());
+  const auto line = [&](const char* name, const FloorPart& part, const std::string& what) {
+    out += fmt::format("  {:<18} {:>10.3f} ms, floor {:>10.3f} ms: {}\n", name, part.ms, part.floor_ms, what);
+  };
+  line("products", t.floor.products, "each timed alone");
+  line("attention", t.floor.attention, "timed alone");
+  line("everything else", t.floor.other,
+       fmt::format("{:.2f} GB at the {:.0f} GB/s of a copy", t.floor.other_gb, t.floor.copy_gb_per_s));
+  return out + t.profile;
 }
 
 std::string train_timing_json(const Config& config, const TrainTiming& t) {
+  const auto part = [](const FloorPart& p) { return nlohmann::ordered_json{{"ms", p.ms}, {"floor_ms", p.floor_ms}}; };
   nlohmann::ordered_json out = {{"name", config.run.name},
+                                {"attn", attention_type_name(config.model.attention.type)},
                                 {"device", t.device},
                                 {"dtype", t.dtype},
                                 {"gpus", 1},
@@ -110,7 +124,14 @@ std::string train_timing_json(const Config& config, const TrainTiming& t) {
                                 {"tokens_per_s_per_gpu", t.tokens_per_s},
                                 {"tflops", t.tflops},
                                 {"peak_gib", t.peak_gib},
-                                {"loss", t.loss}};
+                                {"loss", t.loss},
+                                {"floor_ms", t.floor.floor_ms()},
+                                {"floor_ratio", t.floor_ratio()},
+                                {"products", part(t.floor.products)},
+                                {"attention", part(t.floor.attention)},
+                                {"other", part(t.floor.other)},
+                                {"other_gb", t.floor.other_gb},
+                                {"copy_gb_per_s", t.floor.copy_gb_per_s}};
   if (t.mfu) out["mfu"] = *t.mfu;
   return out.dump() + "\n";
 }

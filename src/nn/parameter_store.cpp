@@ -89,6 +89,11 @@ void ParameterStore::allocate(Context& context, DType compute) {
   grad_ = Tensor::zeros(context, {offset}, master);
   if (compute == DType::bf16) working_ = Tensor::zeros(context, {offset}, compute);
   for (Entry& entry : entries_) place(entry);
+  for (const NamedTensor& tensor : tensors_) {
+    context.name_memory(at(master_, tensor.offset, tensor.shape()), tensor.path);
+    if (working_.defined()) context.name_memory(at(working_, tensor.offset, tensor.shape()), tensor.path);
+    context.name_memory(at(grad_, tensor.offset, tensor.shape()), tensor.path + ".grad");
+  }
 }
 
 void ParameterStore::place(Entry& entry) {

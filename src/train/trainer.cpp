@@ -18,6 +18,7 @@
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/signals.h"
+#include "train/step_profile.h"
 #include "train/tensorboard.h"
 #include "train/train_state.h"
 
@@ -96,7 +97,7 @@ Trainer::Trainer(const Config& config)
       sequences_(train_.batch_tokens / state_.config().data.sequence_length),
       last_step_(train_.stop_at_step > 0 ? std::min(train_.stop_at_step, train_.max_steps) : train_.max_steps),
       flops_per_token_(state_.model().flops_per_token(state_.config().data.sequence_length)),
-      peak_(peak_flops(state_.context().name())) {
+      peak_(peak_flops(state_.context().name(), state_.config().run.peak_tflops)) {
   const auto rows = read_metrics(state_.directory().file("metrics.jsonl"));
   if (!rows.empty()) earlier_time_ = rows.back().time;
   const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
@@ -235,7 +236,7 @@ void Trainer::run() {
   std::optional<LaunchedStep> pending;
   step_start_ = Clock::now();
   for (int64_t step = state.step + 1; step <= last_step_; ++step) {
-    LaunchedStep launched = launch_step(step);
+    LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
     if (pending) finish(*pending, false);
     pending = std::move(launched);
     const int signal = StopSignals::received();
