@@ -1,9 +1,9 @@
 // Forward:  S = mask(scale Q K^T), P = softmax(S), lse = max + log(sum), O = P V.
 // Backward: delta = rowsum(dO O), P = exp(mask(scale Q K^T - lse)), dV = P^T dO, dS = scale P (dO V^T - delta),
 //           dK = dS^T Q, dQ = dS K. These are the patterns that cuDNN's fused attention engines know.
-#include "kernels/attention_cudnn.h"
-
 #include <spdlog/spdlog.h>
+
+#include "kernels/attention_cudnn.h"
 
 namespace egmla {
 namespace {
