@@ -37,6 +37,7 @@ struct SwigluBackward {
   View gate_up_grad;  // [N, 2F]; may be gate_up itself
   View out_grad;      // [N, F]
   View gate_up;       // [N, 2F]
+  View out{};         // [N, F]: SwigluForward's result once more; undefined, or may be out_grad itself
 };
 
 // out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (GPT-2's GELU).
@@ -63,7 +64,8 @@ inline KernelViews views_of(const SwigluForward& k) {
   return {.written = {{"out", k.out}}, .read = {{"gate_up", k.gate_up}}};
 }
 inline KernelViews views_of(const SwigluBackward& k) {
-  return {.written = {{"gate_up_grad", k.gate_up_grad}}, .read = {{"out_grad", k.out_grad}, {"gate_up", k.gate_up}}};
+  return {.written = {{"gate_up_grad", k.gate_up_grad}, {"out", k.out}},
+          .read = {{"out_grad", k.out_grad}, {"gate_up", k.gate_up}}};
 }
 inline KernelViews views_of(const GeluForward& k) {
   return {.written = {{"out", k.out}}, .read = {{"x", k.x}}};
