@@ -188,9 +188,42 @@ TEST_F(ReportTest, FortyRunsAreOrderedAndTheBestColoured) {
   EXPECT_TRUE(has(page, "32 more"));
   EXPECT_TRUE(has(page, "<th>train.lr</th>"));
   EXPECT_FALSE(has(page, "<th>train.seed</th>"));
-  // Two loss charts in two widths, three small ones, forty lines in each.
-  EXPECT_EQ(count(page, "<path d="), 7u * 40u);
+  // Two loss charts in two widths, loss against time, three small ones, forty lines in each.
+  EXPECT_EQ(count(page, "<path d="), 8u * 40u);
   EXPECT_LT(page.size(), 2u << 20);
+}
+
+TEST_F(ReportTest, CostsAndCacheAreDrawnWhereStatsTellThem) {
+  const std::string a = make_run("a", 2.0, 50), b = make_run("b", 1.5, 50);
+  EXPECT_FALSE(has(report({a, b}), "training FLOPs"));
+  const auto write_stats = [](const std::string& dir, int cache, const char* hardware) {
+    write_file(dir + "/stats.json", fmt::format(R"({{"parameters": 5000, "gate_tables": 1000, "cache_elements": {},
+      "flops_per_token": 3e10, "hardware": "{}", "commit": "abc123"}})",
+                                                cache, hardware));
+  };
+  write_stats(a, 960, "an old CPU");
+  write_stats(b, 960, "a GPU");
+  const std::string same = report({a, b});
+  for (const char* part : {">Validation loss against training FLOPs<", ">Validation loss against wall time<", "1e15",
+                           "<td>960</td>", "<td>an old CPU</td>", "<td>abc123</td>"}) {
+    EXPECT_TRUE(has(same, part)) << part;
+  }
+  EXPECT_FALSE(has(same, ">Final loss against cache<"));  // one cache: no trade-off
+  write_stats(a, 3840, "an old CPU");
+  const std::string page = report({a, b});
+  EXPECT_TRUE(has(page, ">Final loss against cache<"));
+  EXPECT_TRUE(has(page, "cached elements per token"));
+  EXPECT_EQ(count(page, "r=\"4.5\""), 2u);
+}
+
+TEST_F(ReportTest, FoldersWithoutRunsArePassedOverBesideOthers) {
+  const std::string run = make_run("run", 2.0, 20);
+  write_file(directory_ + "/table.csv", "x\n");
+  fs::create_directories(directory_ + "/failed");
+  const auto runs = load_runs({run, directory_ + "/table.csv", directory_ + "/failed"});
+  ASSERT_EQ(runs.size(), 1u);
+  EXPECT_EQ(runs[0].name, "run");
+  EXPECT_THROW(load_runs({run, directory_ + "/absent"}), Error);
 }
 
 TEST_F(ReportTest, RunsOfOneNameAreToldApart) {

@@ -37,6 +37,7 @@ void add_commands(CLI::App& app) {
   add_config_command(app);
   add_data_command(app);
   add_tokenizer_command(app);
+  add_sweep_command(app);
   add_report_command(app);
   add_bench_command(app);
 }

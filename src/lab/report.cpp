@@ -1,204 +1,18 @@
 #include "lab/report.h"
 
-#include <algorithm>
-#include <array>
 #include <cmath>
 #include <filesystem>
 
 #include "core/check.h"
 #include "core/files.h"
 #include "lab/report_data.h"
+#include "lab/report_figures.h"
 #include "lab/report_style.h"
 #include "lab/svg_chart.h"
 #include "train/progress.h"
 
 namespace egmla {
 namespace {
-
-// The best runs have colours, the others form a grey background; so one run and forty stay readable.
-int color_of(size_t rank) {
-  return rank < kChartColors ? static_cast<int>(rank) + 1 : 0;
-}
-
-template <class Value>
-std::vector<Point> curve(const RunData& run, Value value) {
-  std::vector<Point> points;
-  for (const MetricsRow& row : run.rows) {
-    if (const std::optional<double> y = value(row)) points.push_back({static_cast<double>(row.tokens), *y});
-  }
-  return points;
-}
-
-std::vector<Point> train_loss(const RunData& run) {
-  return curve(run, [](const MetricsRow& row) { return std::optional(row.loss); });
-}
-
-std::vector<Point> val_loss(const RunData& run) {
-  return curve(run, [](const MetricsRow& row) { return row.val_loss; });
-}
-
-// "0", "500k", "2.5M"
-std::string tick_count(double value) {
-  static constexpr std::array<std::pair<double, const char*>, 4> kUnits = {
-      {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}}};
-  for (const auto& [unit, letter] : kUnits) {
-    if (std::abs(value) >= unit * (1 - 1e-9)) return fmt::format("{:g}{}", value / unit, letter);
-  }
-  return fmt::format("{:g}", value);
-}
-
-// "0", "2e-4", "0.5"
-std::string tick_number(double value) {
-  if (value == 0.0 || (std::abs(value) >= 1e-2 && std::abs(value) < 1e5)) return fmt::format("{:g}", value);
-  const int power = static_cast<int>(std::floor(std::log10(std::abs(value)) + 1e-9));
-  return fmt::format("{:g}e{}", value / std::pow(10.0, power), power);
-}
-
-// A chart over tokens, as wide as the page or as a phone.
-Chart token_chart(std::string title, std::string y_label, bool wide) {
-  Chart chart;
-  chart.description = std::move(title);
-  chart.x_label = "tokens";
-  chart.y_label = std::move(y_label);
-  chart.x_text = tick_count;
-  chart.y_text = tick_number;
-  chart.width = wide ? 1080 : 370;
-  chart.height = wide ? 430 : 270;
-  return chart;
-}
-
-// The start of training lies far above the rest, and so may the worst of many runs: what the first fiftieth of the
-// tokens and the uncoloured runs show above the others is cut off.
-double loss_ceiling(const std::vector<RunData>& runs) {
-  double ceiling = 0.0;
-  for (size_t rank = 0; rank < runs.size() && color_of(rank) > 0; ++rank) {
-    const RunData& run = runs[rank];
-    const std::vector<Point> points = thin_out(train_loss(run), 400);
-    const double start = points.back().x * 0.02;
-    for (const Point& point : points) {
-      if (point.x >= start && std::isfinite(point.y)) ceiling = std::max(ceiling, point.y);
-    }
-    for (const Point& point : val_loss(run)) {
-      if (point.x >= start && std::isfinite(point.y)) ceiling = std::max(ceiling, point.y);
-    }
-  }
-  return ceiling;
-}
-
-void add_reference(Chart& chart, const std::vector<RunData>& runs) {
-  const auto entropy = common_unigram_entropy(runs);
-  if (entropy) chart.reference = {*entropy, fmt::format("unigram entropy {:.2f}", *entropy)};
-}
-
-// Both losses of a single run, named at the lines' ends.
-Chart single_loss_chart(const RunData& run, bool wide) {
-  Chart chart = token_chart("Training and validation loss against tokens", "nats per token", wide);
-  const std::vector<Point> train = train_loss(run), validation = val_loss(run);
-  chart.series.push_back({"", thin_out(train, wide ? 1000 : 350), 1, SeriesStyle::faint});
-  chart.series.push_back({"training", thin_out(train, wide ? 120 : 60), 1, SeriesStyle::line});
-  if (!validation.empty()) {
-    chart.series.push_back({"validation", thin_out(validation, wide ? 200 : 60), 2, SeriesStyle::dotted});
-  }
-  chart.y_max = loss_ceiling({run});
-  add_reference(chart, {run});
-  return chart;
-}
-
-// One line a run, the best on top.
-template <class Curve>
-Chart chart_of_runs(Chart chart, const std::vector<RunData>& runs, Curve points_of, size_t points, SeriesStyle style) {
-  for (size_t rank = runs.size(); rank-- > 0;) {
-    const int color = color_of(rank);
-    chart.series.push_back({"", thin_out(points_of(runs[rank]), color > 0 ? points : points / 2), color,
-                            color > 0 ? style : SeriesStyle::line});
-  }
-  return chart;
-}
-
-// A long name keeps its beginning and its end.
-std::string shortened(const std::string& name) {
-  constexpr size_t kKept = 13;
-  return name.size() <= 2 * kKept ? name : name.substr(0, kKept) + "\u2026" + name.substr(name.size() - kKept);
-}
-
-// Names at the lines' ends where there is room for them.
-void name_series(Chart& chart, const std::vector<RunData>& runs) {
-  for (size_t rank = 0; rank < std::min<size_t>(runs.size(), kChartColors); ++rank) {
-    chart.series[runs.size() - 1 - rank].label = shortened(runs[rank].name);
-  }
-}
-
-Chart loss_chart_of_runs(const std::vector<RunData>& runs, bool validation, bool wide) {
-  Chart chart = token_chart(validation ? "Validation loss against tokens" : "Training loss against tokens",
-                            "nats per token", wide);
-  const size_t points = wide ? 200 : 80;
-  chart = validation ? chart_of_runs(std::move(chart), runs, val_loss, points, SeriesStyle::dotted)
-                     : chart_of_runs(std::move(chart), runs, train_loss, points, SeriesStyle::line);
-  chart.y_max = loss_ceiling(runs);
-  if (!validation) add_reference(chart, runs);  // the validation chart shows the differences, at their scale
-  if (wide) name_series(chart, runs);
-  return chart;
-}
-
-// The value that all but one in two hundred stay below, with room above: rare spikes must not flatten the rest.
-double spike_ceiling(const std::vector<RunData>& runs) {
-  std::vector<double> values;
-  for (const RunData& run : runs) {
-    for (const MetricsRow& row : run.rows) {
-      if (std::isfinite(row.grad_norm)) values.push_back(row.grad_norm);
-    }
-  }
-  if (values.empty()) return 1.0;
-  const auto rank = values.begin() + static_cast<std::ptrdiff_t>(values.size() - 1 - (values.size() - 1) / 200);
-  std::nth_element(values.begin(), rank, values.end());
-  return 1.15 * *rank;
-}
-
-std::string figure(const std::string& title, const std::string& content) {
-  return "<figure><h3>" + title + "</h3>" + content + "</figure>\n";
-}
-
-template <class Value>
-std::string small_figure(const std::vector<RunData>& runs, const std::string& title, const std::string& unit,
-                         Value value, std::optional<double> ceiling = std::nullopt) {
-  Chart chart = token_chart(title + " against tokens", unit, false);
-  chart.height = 230;
-  chart.y_min = 0.0;
-  chart.y_max = ceiling;
-  if (unit == "tokens/s") chart.y_text = tick_count;
-  const auto points_of = [&](const RunData& run) { return curve(run, value); };
-  return figure(title, svg_chart(chart_of_runs(std::move(chart), runs, points_of, 240, SeriesStyle::line)));
-}
-
-std::string small_figures(const std::vector<RunData>& runs) {
-  using Known = std::optional<double>;
-  return "<div class=\"small\">\n" +
-         small_figure(runs, "Learning rate", "", [](const MetricsRow& row) { return Known(row.lr); }) +
-         small_figure(
-             runs, "Gradient norm", "before clipping", [](const MetricsRow& row) { return Known(row.grad_norm); },
-             spike_ceiling(runs)) +
-         small_figure(runs, "Throughput", "tokens/s", [](const MetricsRow& row) { return Known(row.tokens_per_s); }) +
-         "</div>\n";
-}
-
-template <class MakeChart>
-std::string wide_and_narrow(MakeChart make_chart) {
-  return "<div class=\"wide\">" + svg_chart(make_chart(true)) + "</div><div class=\"narrow\">" +
-         svg_chart(make_chart(false)) + "</div>";
-}
-
-std::string loss_figures(const std::vector<RunData>& runs) {
-  if (runs.size() == 1) {
-    return figure("Loss", wide_and_narrow([&](bool wide) { return single_loss_chart(runs[0], wide); }));
-  }
-  std::string out;
-  const auto validated = [](const RunData& run) { return run.final_val_loss().has_value(); };
-  if (std::any_of(runs.begin(), runs.end(), validated)) {
-    out += figure("Validation loss", wide_and_narrow([&](bool wide) { return loss_chart_of_runs(runs, true, wide); }));
-  }
-  return out +
-         figure("Training loss", wide_and_narrow([&](bool wide) { return loss_chart_of_runs(runs, false, wide); }));
-}
 
 std::string key_of(size_t rank) {
   return fmt::format("<span class=\"key b{}\"></span>", color_of(rank));
@@ -250,13 +64,16 @@ std::string html_page(const std::vector<RunData>& runs) {
       "<title>" +
       title + "</title>\n<style>" + kReportStyle + "</style>\n</head>\n<body>\n";
   page += "<h1>" + title + "</h1>\n<p class=\"lead\">" + escape_html(summary_sentence(runs)) + "</p>\n";
-  page += legend(runs) + "<div class=\"large\">\n" + loss_figures(runs) + "</div>\n" + small_figures(runs);
+  page += legend(runs) + "<div class=\"large\">\n" + loss_figures(runs) + "</div>\n" + cost_figures(runs) +
+          small_figures(runs);
   page +=
       "<p class=\"note\">Each point is the mean of neighbouring steps. Lines that leave a chart at its top go on "
       "above: "
       "the loss of the first steps, rare spikes of the gradient norm, runs far behind the best.</p>\n";
   page += "<h2>" + std::string(runs.size() == 1 ? "The run" : "Runs") + "</h2>\n" + table(summary_table(runs));
   if (!differing_keys(runs).empty()) page += "<h2>What differs</h2>\n" + table(difference_table(runs));
+  const SummaryTable hardware = hardware_table(runs);
+  if (hardware.headings.size() > 1) page += "<h2>Hardware and version</h2>\n" + table(hardware);
   page += texts(runs, "Samples", &RunData::samples) + texts(runs, "Configuration", &RunData::config_yaml);
   return page + "</body>\n</html>\n";
 }
@@ -316,6 +133,8 @@ std::string markdown_page(const std::vector<RunData>& runs) {
   std::string page = "# " + title + "\n\n" + summary_sentence(runs) + "\n\n" + markdown_table(summary_table(runs));
   page += "## Curves\n\n" + markdown_table(loss_table(runs));
   if (!differing_keys(runs).empty()) page += "## What differs\n\n" + markdown_table(difference_table(runs));
+  const SummaryTable hardware = hardware_table(runs);
+  if (hardware.headings.size() > 1) page += "## Hardware and version\n\n" + markdown_table(hardware);
   for (const RunData& run : runs) {
     if (!run.samples.empty()) page += "## Samples of " + run.name + "\n\n~~~~\n" + run.samples + "\n~~~~\n\n";
   }

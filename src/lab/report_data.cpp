@@ -1,5 +1,6 @@
 #include "lab/report_data.h"
 
+#include <spdlog/spdlog.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -57,6 +58,10 @@ std::optional<double> stat(const nlohmann::json& stats, const char* key) {
   return stats[key].get<double>();
 }
 
+std::string text_stat(const nlohmann::json& stats, const char* key) {
+  return stats.is_object() && stats.contains(key) && stats[key].is_string() ? stats[key].get<std::string>() : "";
+}
+
 // The last lines, from a line's beginning.
 std::string tail_of(const std::string& text) {
   if (text.size() <= kSampleBytes) return text;
@@ -77,12 +82,22 @@ RunData load_run(const std::string& dir) {
   run.samples = tail_of(read_if_there(fs::path(dir) / "samples.txt"));
   const auto stats = nlohmann::json::parse(read_if_there(fs::path(dir) / "stats.json"), nullptr, false);
   run.parameters = stat(stats, "parameters");
+  run.gate_tables = stat(stats, "gate_tables");
+  run.cache_elements = stat(stats, "cache_elements");
+  run.flops_per_token = stat(stats, "flops_per_token");
   run.unigram_entropy = stat(stats, "val_unigram_entropy_nats");
+  run.hardware = text_stat(stats, "hardware");
+  run.commit = text_stat(stats, "commit");
   const auto named = run.config.find("run.name");
   run.name = named != run.config.end() && !named->second.empty()
                  ? named->second
                  : fs::absolute(dir).lexically_normal().filename().string();
   return run;
+}
+
+bool holds_steps(const std::string& dir) {
+  const fs::path metrics = fs::path(dir) / "metrics.jsonl";
+  return fs::is_regular_file(metrics) && fs::file_size(metrics) > 0;
 }
 
 // Runs that share a name are told apart by their directories.
@@ -104,6 +119,10 @@ std::optional<double> median(std::vector<double> values) {
 
 std::string or_unknown(const std::optional<double>& value, const char* format) {
   return value && std::isfinite(*value) ? fmt::format(fmt::runtime(format), *value) : kUnknown;
+}
+
+std::string count_or_unknown(const std::optional<double>& value) {
+  return value ? format_count(*value) : kUnknown;
 }
 
 // Removes columns in which no run has a value.
@@ -160,7 +179,14 @@ std::optional<double> RunData::median_mfu() const {
 std::vector<RunData> load_runs(const std::vector<std::string>& run_dirs) {
   check_usage(!run_dirs.empty(), "report: no run given; expected one or more run directories");
   std::vector<RunData> runs;
-  for (const std::string& dir : run_dirs) runs.push_back(load_run(dir));
+  const bool any = std::any_of(run_dirs.begin(), run_dirs.end(), holds_steps);
+  for (const std::string& dir : run_dirs) {
+    if (!any || holds_steps(dir) || !fs::exists(dir)) {
+      runs.push_back(load_run(dir));
+    } else if (fs::is_directory(dir)) {
+      spdlog::warn("{}: holds no step of a run; passed over", dir);
+    }
+  }
   make_names_unique(runs);
   std::stable_sort(runs.begin(), runs.end(),
                    [](const RunData& a, const RunData& b) { return a.final_loss() < b.final_loss(); });
@@ -195,8 +221,8 @@ std::optional<double> common_unigram_entropy(const std::vector<RunData>& runs) {
 }
 
 SummaryTable summary_table(const std::vector<RunData>& runs) {
-  SummaryTable table{{"Run", "Parameters", "Steps", "Tokens", "Training loss", "Validation loss", "Below unigram",
-                      "Tokens/s", "MFU", "Time"},
+  SummaryTable table{{"Run", "Parameters", "Gate tables", "Cache per token", "Steps", "Tokens", "Training loss",
+                      "Validation loss", "Below unigram", "Tokens/s", "MFU", "Time"},
                      {}};
   for (const RunData& run : runs) {
     const auto validation = run.final_val_loss();
@@ -205,11 +231,12 @@ SummaryTable summary_table(const std::vector<RunData>& runs) {
     auto mfu = run.median_mfu();
     if (mfu) *mfu *= 100.0;
     const MetricsRow& last = run.rows.back();
-    table.rows.push_back({run.name, run.parameters ? format_count(*run.parameters) : kUnknown,
-                          std::to_string(last.step), format_count(static_cast<double>(last.tokens)),
-                          or_unknown(run.final_train_loss(), "{:.4f}"), or_unknown(validation, "{:.4f}"),
-                          or_unknown(below, "{:.2f}"), format_count(run.median_tokens_per_s()),
-                          or_unknown(mfu, "{:.1f}%"), format_duration(last.time)});
+    table.rows.push_back({run.name, count_or_unknown(run.parameters), count_or_unknown(run.gate_tables),
+                          or_unknown(run.cache_elements, "{:.0f}"), std::to_string(last.step),
+                          format_count(static_cast<double>(last.tokens)), or_unknown(run.final_train_loss(), "{:.4f}"),
+                          or_unknown(validation, "{:.4f}"), or_unknown(below, "{:.2f}"),
+                          format_count(run.median_tokens_per_s()), or_unknown(mfu, "{:.1f}%"),
+                          format_duration(last.time)});
   }
   return without_empty_columns(table);
 }
@@ -227,6 +254,13 @@ SummaryTable difference_table(const std::vector<RunData>& runs) {
     table.rows.push_back(std::move(row));
   }
   return table;
+}
+
+SummaryTable hardware_table(const std::vector<RunData>& runs) {
+  SummaryTable table{{"Run", "Hardware", "Commit"}, {}};
+  const auto known = [](const std::string& text) { return text.empty() ? kUnknown : text; };
+  for (const RunData& run : runs) table.rows.push_back({run.name, known(run.hardware), known(run.commit)});
+  return without_empty_columns(table);
 }
 
 std::string summary_sentence(const std::vector<RunData>& runs) {

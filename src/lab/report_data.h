@@ -18,8 +18,9 @@ struct RunData {
   std::map<std::string, std::string> config;  // dotted key -> value
   std::string samples;                        // the end of samples.txt
   // From stats.json, where there is one.
-  std::optional<double> parameters;
+  std::optional<double> parameters, gate_tables, cache_elements, flops_per_token;
   std::optional<double> unigram_entropy;  // of the validation text, nats per token
+  std::string hardware, commit;
 
   // Mean of the last fiftieth of the steps: single steps are noisy.
   std::optional<double> final_train_loss() const;
@@ -30,7 +31,8 @@ struct RunData {
   std::optional<double> median_mfu() const;
 };
 
-// Best first. Raises a usage error when a directory holds no metrics.
+// Best first. Of several paths those that hold no run, as a sweep's own files, are passed over. Raises a usage error
+// when a path is missing or none holds a run.
 std::vector<RunData> load_runs(const std::vector<std::string>& run_dirs);
 
 // Configuration keys whose values differ between runs, names and directories aside.
@@ -46,6 +48,7 @@ struct SummaryTable {
 };
 SummaryTable summary_table(const std::vector<RunData>& runs);
 SummaryTable difference_table(const std::vector<RunData>& runs);
+SummaryTable hardware_table(const std::vector<RunData>& runs);
 
 // One or two sentences: the best final loss, and how far it lies below the unigram entropy.
 std::string summary_sentence(const std::vector<RunData>& runs);

@@ -120,10 +120,12 @@ std::string path_of(const Series& series, const Layout& layout) {
 
 std::string line_of(const Series& series, const Layout& layout) {
   const char* style = series.style == SeriesStyle::faint ? " faint" : "";
-  std::string out = fmt::format("<g class=\"c{}{}\"><path d=\"{}\"/>", series.color, style, path_of(series, layout));
-  const double radius = series.points.size() > 60 ? 1.4 : 2.4;
+  const bool lone = series.style == SeriesStyle::dots, dotted = series.style == SeriesStyle::dotted || lone;
+  std::string out = fmt::format("<g class=\"c{}{}\">", series.color, style);
+  if (!lone) out += "<path d=\"" + path_of(series, layout) + "\"/>";
+  const double radius = lone ? 4.5 : series.points.size() > 60 ? 1.4 : 2.4;
   for (const Point& point : series.points) {
-    if (series.style != SeriesStyle::dotted || !std::isfinite(point.y)) continue;
+    if (!dotted || !std::isfinite(point.y)) continue;
     out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\"/>", layout.x(point.x), layout.y(point.y), radius);
   }
   return out + "</g>";

@@ -17,7 +17,8 @@ struct Point {
   double y = 0.0;
 };
 
-enum class SeriesStyle : uint8_t { line, faint, dotted };  // dotted: a line with a dot at every point
+// dotted: a line with a dot at every point; dots: no line
+enum class SeriesStyle : uint8_t { line, faint, dotted, dots };
 
 struct Series {
   std::string label;          // stands at the line's end; empty: none

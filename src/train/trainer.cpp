@@ -17,6 +17,7 @@
 #include "train/gradients.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+#include "train/run_stats.h"
 #include "train/signals.h"
 #include "train/step_profile.h"
 #include "train/tensorboard.h"
@@ -100,6 +101,8 @@ Trainer::Trainer(const Config& config)
       peak_(peak_flops(state_.context().name(), state_.config().run.peak_tflops)) {
   const auto rows = read_metrics(state_.directory().file("metrics.jsonl"));
   if (!rows.empty()) earlier_time_ = rows.back().time;
+  write_run_stats(state_.directory().file("stats.json"), state_.model(), state_.config().data.sequence_length,
+                  state_.context().name());
   const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
   check_usage(!samples || state_.tokenizer(), "train.sample: text samples need data.tokenizer");
   const ParameterStore& store = state_.model().parameters();
