@@ -175,6 +175,19 @@ TEST_F(Sweep, RefusesWhatCannotBeMeant) {
   EXPECT_TRUE(has(refusal("grid: {train.max_steps: [few]}\n"), "train.max_steps"));
 }
 
+TEST_F(Sweep, ShippedSweepsCanBePlanned) {
+  int64_t sweeps = 0;
+  for (const auto& item : fs::directory_iterator(EGMLA_SOURCE_DIR "/configs/sweeps")) {
+    if (item.path().filename().string().starts_with("base_")) continue;
+    const SweepPlan found = plan_sweep(item.path().string());
+    EXPECT_GE(found.runs.size(), 4U) << item.path();
+    EXPECT_EQ(found.dir, "runs/sweeps/" + item.path().stem().string());
+    ++sweeps;
+  }
+  EXPECT_GE(sweeps, 10);
+  EXPECT_GE(plan_sweep(EGMLA_SOURCE_DIR "/configs/sweeps/tiny.yaml").runs.size(), 8U);
+}
+
 TEST_F(Sweep, DryRunNeedsNoDataAndLeavesNothing) {
   write_sweep("grid: {model.attention.kv_lora_rank: [8, 16]}\nseeds: [1, 2]\n");
   const Outcome outcome = sweep("--dry-run");
