@@ -33,6 +33,16 @@ if(NOT EGMLA_CUDA STREQUAL "OFF")
     else()
       message(STATUS "cuDNN 9 not found: attention runs on egmla's own kernels alone")
     endif()
+    # NCCL is optional: without it, several processes on GPUs are refused with a message.
+    find_path(NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+    find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
+    if(NCCL_INCLUDE AND NCCL_LIBRARY)
+      target_compile_definitions(egmla_cuda_dependencies INTERFACE EGMLA_WITH_NCCL)
+      target_include_directories(egmla_cuda_dependencies SYSTEM INTERFACE ${NCCL_INCLUDE})
+      target_link_libraries(egmla_cuda_dependencies INTERFACE ${NCCL_LIBRARY})
+    else()
+      message(STATUS "NCCL not found: training uses one GPU (libnccl-dev of CUDA's repository)")
+    endif()
     # fmt 9 turns its constexpr off under nvcc, and then its checked format strings do not compile.
     target_compile_options(egmla_flags INTERFACE
       $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --use_fast_math -DFMT_USE_CONSTEXPR=1 -Werror all-warnings -Xcompiler=-Wall,-Wextra>

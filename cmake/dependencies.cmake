@@ -64,6 +64,15 @@ else()
   message(STATUS "zstd not found: .zst inputs are disabled (apt-get install libzstd-dev)")
 endif()
 
+# MPI is optional: without it, a launch of several processes is refused with a message.
+find_package(MPI QUIET COMPONENTS C)
+if(MPI_C_FOUND)
+  target_compile_definitions(egmla_dependencies INTERFACE EGMLA_WITH_MPI)
+  target_link_libraries(egmla_dependencies INTERFACE MPI::MPI_C)
+else()
+  message(STATUS "MPI not found: training runs in one process (apt-get install libopenmpi-dev openmpi-bin)")
+endif()
+
 target_include_directories(egmla_dependencies SYSTEM INTERFACE ${HDF5_INCLUDE_DIRS})
 target_link_libraries(egmla_dependencies INTERFACE
   Threads::Threads OpenMP::OpenMP_CXX fmt::fmt spdlog::spdlog yaml-cpp CLI11::CLI11 nlohmann_json::nlohmann_json ZLIB::ZLIB ${HDF5_LIBRARIES})

@@ -29,6 +29,7 @@ void add_train_command(CLI::App& app) {
       "Examples:\n"
       "  egmla train configs/quickstart.yaml\n"
       "  egmla train configs/quickstart.yaml run.name=wide model.hidden_size=256 train.max_steps=500\n"
+      "  mpirun -n 4 egmla train configs/quickstart.yaml\n"
       "Ctrl-C or SIGTERM saves a checkpoint and leaves; the same command goes on from there.");
   command->callback([options] { train(load_config(options->config, options->overrides)); });
 }

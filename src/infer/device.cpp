@@ -10,12 +10,20 @@
 
 namespace egmla {
 
-std::unique_ptr<Context> open_device(DeviceChoice device) {
+std::unique_ptr<Context> open_device(DeviceChoice device, [[maybe_unused]] const Rank& rank) {
 #ifdef EGMLA_WITH_CUDA
-  const bool found = cuda_device_count() > 0;
+  const int count = cuda_device_count();
+  const bool found = count > 0;
   check_usage(device != DeviceChoice::cuda || found,
               "run.device: cuda asked for, but no CUDA device is visible; use run.device=cpu");
-  if (device != DeviceChoice::cpu && found) return std::make_unique<Context>(CudaDevice{0});
+  if (device != DeviceChoice::cpu && found) {
+    check_usage(
+        rank.local_count <= count,
+        "run.device: {} processes on this host, but {} visible GPUs; start one process a GPU and let each see all "
+        "of them, or use run.device=cpu",
+        rank.local_count, count);
+    return std::make_unique<Context>(CudaDevice{rank.local});
+  }
 #else
   check_usage(device != DeviceChoice::cuda,
               "run.device: this build has no CUDA back end; build with a CUDA toolkit or use run.device=cpu");

@@ -6,13 +6,14 @@
 
 #include "core/context.h"
 #include "core/dtype.h"
+#include "dist/communicator.h"
 #include "io/config.h"
 
 namespace egmla {
 
 // `auto`: a CUDA device when this build and this machine have one, else the CPU. Asking for what is not there is a
-// usage error.
-std::unique_ptr<Context> open_device(DeviceChoice device);
+// usage error. Each process of a host takes the GPU of its local number.
+std::unique_ptr<Context> open_device(DeviceChoice device, const Rank& rank = {});
 
 // `auto`: bf16 on CUDA, fp32 on the CPU.
 DType compute_dtype(Precision precision, const Context& context);

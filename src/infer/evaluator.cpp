@@ -25,8 +25,10 @@ Evaluation evaluate(Transformer& model, const ValidationSet& data, const BatchBu
   Evaluation result;
   double sum = 0;
   int64_t bytes = 0, batches = 0;
+  const Rank rank = options.communicator ? options.communicator->rank() : Rank{};
   for (int64_t first = 0; first < sequences && (options.batches == 0 || batches < options.batches);
        first += options.micro_batch_size, ++batches) {
+    if (batches % rank.count != rank.number) continue;
     HostBatch host;
     for (int64_t i = first; i < std::min(sequences, first + options.micro_batch_size); ++i)
       builder.append(host, ids.data(), data.read(i, ids.data()));
@@ -40,6 +42,11 @@ Evaluation evaluate(Transformer& model, const ValidationSet& data, const BatchBu
       if (options.bytes_of) bytes += options.bytes_of(host.targets[n]);
       if (options.per_token) options.per_token(losses[n]);
     }
+  }
+  if (options.communicator) {
+    sum = options.communicator->sum(sum);
+    result.tokens = options.communicator->sum(result.tokens);
+    bytes = options.communicator->sum(bytes);
   }
   result.loss = result.tokens ? sum / static_cast<double>(result.tokens) : std::nan("");
   result.perplexity = std::exp(result.loss);

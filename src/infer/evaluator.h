@@ -7,6 +7,7 @@
 
 #include "data/batches.h"
 #include "data/token_loader.h"
+#include "dist/communicator.h"
 #include "nn/transformer.h"
 
 namespace egmla {
@@ -23,6 +24,8 @@ struct EvaluationOptions {
   int64_t batches = 0;                            // micro-batches; 0: all
   std::function<int64_t(int32_t id)> bytes_of{};  // length of a token in bytes, for bits per byte
   std::function<void(double loss)> per_token{};   // called for every counted token, in data order
+  // Micro-batches are dealt out to its ranks, and every rank receives the whole result; per_token sees a rank's own.
+  Communicator* communicator = nullptr;
 };
 
 Evaluation evaluate(Transformer& model, const ValidationSet& data, const BatchBuilder& builder,

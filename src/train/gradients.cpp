@@ -2,10 +2,12 @@
 
 namespace egmla {
 
-std::vector<Tensor> accumulate_gradients(Transformer& model, const std::vector<HostBatch>& batches) {
+std::vector<Tensor> accumulate_gradients(Transformer& model, const std::vector<HostBatch>& batches,
+                                         GradientSync* sync) {
   Context& context = model.parameters().context();
   int64_t counted = 0;
   for (const HostBatch& batch : batches) counted += batch.counted;
+  if (sync) counted = sync->communicator().sum(counted);
   check(counted > 0, "train: the step holds no token to predict");
   std::vector<Tensor> losses;
   model.parameters().begin_step();
@@ -16,6 +18,7 @@ std::vector<Tensor> accumulate_gradients(Transformer& model, const std::vector<H
     losses.push_back(loss.value);
   }
   model.parameters().end_step();
+  if (sync) sync->reduce();
   return losses;
 }
 

@@ -1,5 +1,5 @@
-// SIGINT and SIGTERM ask a training run to save and leave. Launchers send them twice (to the process and to its group),
-// so only a second Ctrl-C at least a second later ends the process at once.
+// SIGINT, SIGTERM and SIGUSR1 (which mpirun forwards) ask a training run to save and leave. Launchers send them twice
+// (to the process and to its group), so only a second Ctrl-C at least a second later ends the process at once.
 #pragma once
 
 namespace egmla {

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
@@ -19,14 +20,39 @@ View part(const Tensor& flat, const NamedTensor& tensor) {
   return make_view(flat.view().as<float>() + tensor.offset, tensor.shape(), DType::f32);
 }
 
+// The micro-batch of a process that has its share of every step's samples.
+int64_t micro_batch_of_share(const Config& config, int ranks) {
+  const TrainConfig& train = config.train;
+  const int64_t T = config.data.sequence_length, sequences = train.batch_tokens / T;
+  check_usage(
+      sequences % ranks == 0,
+      "train.batch_tokens: {} tokens are {} sequences, which {} processes cannot share evenly; the nearest that "
+      "fits: {}",
+      train.batch_tokens, sequences, ranks, std::max<int64_t>(1, sequences / ranks) * ranks * T);
+  const int64_t share = sequences / ranks;
+  const auto origin = config.origin.find("train.micro_batch_size");
+  if (origin == config.origin.end() || origin->second == "default") return automatic_micro_batch(share, T);
+  check_usage(share % train.micro_batch_size == 0,
+              "train.micro_batch_size: {} does not divide the {} sequences that each of {} processes has of a step; "
+              "change it, or leave it out",
+              train.micro_batch_size, share, ranks);
+  return train.micro_batch_size;
+}
+
 }  // namespace
 
-TrainState::TrainState(const Config& config) : config_(config) {
+TrainState::TrainState(const Config& config, Communicator& host)
+    : config_(config), host_(&host), micro_batch_size_(micro_batch_of_share(config, host.size())) {
+  check_usage(config_.parallel.zero_stage == 0,
+              "parallel.zero_stage: {} is not available; every process keeps the whole optimizer state: use 0",
+              config_.parallel.zero_stage);
   open_text();
   open_data();
-  directory_ = std::make_unique<RunDirectory>(config_);
+  if (host.is_root()) directory_ = std::make_unique<RunDirectory>(config_);
   open_model();
-  directory_->write_config(config_);
+  if (host.is_root()) load_or_initialize();
+  take_from_root();
+  if (host.is_root()) directory_->write_config(config_);
 }
 
 void TrainState::open_text() {
@@ -55,8 +81,9 @@ void TrainState::open_data() {
 }
 
 void TrainState::open_model() {
-  context_ = open_device(config_.run.device);
-  load_measured_choices(*context_, directory_->file(kMeasuredChoices));
+  context_ = open_device(config_.run.device, host_->rank());
+  device_ranks_ = connect_devices(*context_, *host_);
+  load_measured_choices(*context_, config_.run.dir + "/" + kMeasuredChoices);
   set_attention_backend(*context_, config_.run.attention_backend);
   const DType dtype = compute_dtype(config_.run.precision, *context_);
   model_ = std::make_unique<Transformer>(config_.model);
@@ -65,8 +92,11 @@ void TrainState::open_model() {
   model_->allocate(*context_, dtype);
   const GateConfig& gate = config_.model.attention.gate;
   optimizer_ = std::make_unique<AdamWOptimizer>(store, config_.train.optimizer, gate.lr_scale, gate.weight_decay);
-  state_.seed = static_cast<uint64_t>(config_.run.seed);
+}
 
+void TrainState::load_or_initialize() {
+  ParameterStore& store = model_->parameters();
+  state_.seed = static_cast<uint64_t>(config_.run.seed);
   const auto newest = newest_valid_checkpoint(directory_->checkpoints());
   if (newest) {
     for (const auto& [path, reason] : newest->passed_over) spdlog::warn("passed over {}: {}", path, reason);
@@ -98,6 +128,16 @@ void TrainState::resume(const CheckpointReader& reader, const std::string& path)
   }
   state_ = reader.state();
   spdlog::info("resuming from {} (step {})", path, state_.step);
+}
+
+void TrainState::take_from_root() {
+  if (host_->size() == 1) return;
+  state_ = host_->from_root(state_);
+  ParameterStore& store = model_->parameters();
+  for (const Tensor* flat : {&store.master(), &optimizer_->exp_avg(), &optimizer_->exp_avg_sq()})
+    ranks().broadcast(flat->view());
+  ranks().wait();
+  store.refresh_working();
 }
 
 void TrainState::save() const {

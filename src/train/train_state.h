@@ -8,6 +8,7 @@
 
 #include "data/batches.h"
 #include "data/token_loader.h"
+#include "dist/communicator.h"
 #include "io/checkpoint.h"
 #include "io/config.h"
 #include "nn/transformer.h"
@@ -20,14 +21,20 @@ namespace egmla {
 class TrainState {
  public:
   // Opens tokenizer, data and run directory, and takes the newest checkpoint that verifies, or run.init_from, or draws
-  // new weights. All checks come before the first allocation.
-  explicit TrainState(const Config& config);
+  // new weights. All checks come before the first allocation. Files are the root rank's; what it has found there, every
+  // rank receives.
+  TrainState(const Config& config, Communicator& host);
 
-  // Writes the checkpoint of state() and prunes older ones.
+  // Writes the checkpoint of state() and prunes older ones; on the root alone.
   void save() const;
 
   // The config with what the tokenizer decides (model.vocab_size).
   const Config& config() const { return config_; }
+  // For tensors on context().
+  Communicator& ranks() { return device_ranks_ ? *device_ranks_ : *host_; }
+  // This process's micro-batch; the configuration's default is for one process.
+  int64_t micro_batch_size() const { return micro_batch_size_; }
+  // On the root alone.
   const RunDirectory& directory() const { return *directory_; }
   Context& context() { return *context_; }
   Transformer& model() { return *model_; }
@@ -42,9 +49,13 @@ class TrainState {
   void open_text();
   void open_data();
   void open_model();
+  void load_or_initialize();
   void resume(const CheckpointReader& reader, const std::string& path);
+  void take_from_root();
 
   Config config_;
+  Communicator* host_;
+  int64_t micro_batch_size_;
   std::optional<Tokenizer> tokenizer_;
   std::string tokenizer_json_;
   std::unique_ptr<TokenLoader> loader_;
@@ -52,6 +63,7 @@ class TrainState {
   std::unique_ptr<BatchBuilder> builder_;
   std::unique_ptr<RunDirectory> directory_;
   std::unique_ptr<Context> context_;
+  std::unique_ptr<Communicator> device_ranks_;
   std::unique_ptr<Transformer> model_;
   std::unique_ptr<AdamWOptimizer> optimizer_;
   CheckpointState state_;

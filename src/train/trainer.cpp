@@ -1,5 +1,6 @@
 // One step: micro-batches through forward and backward, gradients summed in place, one clipped AdamW update.
-// Samples of step s are [s S, (s + 1) S), S = batch_tokens / T, whatever the micro-batch size.
+// Samples of step s are [s S, (s + 1) S), S = batch_tokens / T, whatever the micro-batch size; each rank has an equal
+// share of them, in order. The root rank alone owns the run directory; all ranks take every decision together.
 #include "train/trainer.h"
 
 #include <spdlog/sinks/basic_file_sink.h>
@@ -9,6 +10,9 @@
 #include <chrono>
 #include <cmath>
 
+#include "dist/gradient_sync.h"
+#include "dist/watchdog.h"
+#include "dist/weight_check.h"
 #include "infer/decoder.h"
 #include "infer/evaluator.h"
 #include "kernels/layout.h"
@@ -50,6 +54,18 @@ class RunLog {
   spdlog::sink_ptr sink_;
 };
 
+// What a run writes down; the root rank's alone.
+struct Records {
+  Records(const RunDirectory& directory, int64_t resumed_step)
+      : log(directory.file("log.txt")),
+        metrics(directory.file("metrics.jsonl"), resumed_step),
+        tensorboard(directory.file("tensorboard"), resumed_step) {}
+
+  RunLog log;
+  MetricsLog metrics;
+  TensorboardWriter tensorboard;
+};
+
 // A step whose kernels are launched; its scalars may still be on their way.
 struct LaunchedStep {
   int64_t step = 0;
@@ -64,7 +80,7 @@ float scalar(const Tensor& value) {
 
 class Trainer {
  public:
-  explicit Trainer(const Config& config);
+  Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog);
   void run();
 
  private:
@@ -73,15 +89,19 @@ class Trainer {
   void finish(const LaunchedStep& launched, bool last);
   void evaluate_into(MetricsRow& row);
   void write_sample(int64_t step);
+  void save();
+  void watch(const std::string& phase, double seconds, const char* key);
   void report(const MetricsRow& row, bool last);
   [[noreturn]] void explain_non_finite(int64_t step, double loss, double norm);
   bool due(int64_t every, int64_t step, bool last) const { return every > 0 && (step % every == 0 || last); }
 
+  Communicator& ranks_;
+  Watchdog& watchdog_;
   TrainState state_;
   const TrainConfig& train_;
-  RunLog log_;
-  MetricsLog metrics_;
-  TensorboardWriter tensorboard_;
+  const ParallelConfig& parallel_;
+  GradientSync sync_;
+  std::optional<Records> records_;
   int64_t sequences_;  // S, of a global step
   int64_t last_step_;  // of this launch
   double flops_per_token_, earlier_time_ = 0, trained_time_ = 0;
@@ -89,42 +109,47 @@ class Trainer {
   Clock::time_point step_start_;
 };
 
-Trainer::Trainer(const Config& config)
-    : state_(config),
+Trainer::Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog)
+    : ranks_(ranks),
+      watchdog_(watchdog),
+      state_(config, ranks),
       train_(state_.config().train),
-      log_(state_.directory().file("log.txt")),
-      metrics_(state_.directory().file("metrics.jsonl"), state_.state().step),
-      tensorboard_(state_.directory().file("tensorboard"), state_.state().step),
+      parallel_(state_.config().parallel),
+      sync_(state_.model().parameters(), state_.ranks(), parallel_.bucket_mb),
       sequences_(train_.batch_tokens / state_.config().data.sequence_length),
       last_step_(train_.stop_at_step > 0 ? std::min(train_.stop_at_step, train_.max_steps) : train_.max_steps),
       flops_per_token_(state_.model().flops_per_token(state_.config().data.sequence_length)),
       peak_(peak_flops(state_.context().name(), state_.config().run.peak_tflops)) {
+  const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
+  check_usage(!samples || state_.tokenizer(), "train.sample: text samples need data.tokenizer");
+  if (!ranks_.is_root()) return;
+  records_.emplace(state_.directory(), state_.state().step);
   const auto rows = read_metrics(state_.directory().file("metrics.jsonl"));
   if (!rows.empty()) earlier_time_ = rows.back().time;
   write_run_stats(state_.directory().file("stats.json"), state_.model(), state_.config().data.sequence_length,
                   state_.context().name());
-  const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
-  check_usage(!samples || state_.tokenizer(), "train.sample: text samples need data.tokenizer");
   const ParameterStore& store = state_.model().parameters();
-  spdlog::info("{} on {}: {} parameters ({} in gate tables), {} training tokens, {} tokens a step",
-               state_.config().run.name, state_.context().name(), format_count(static_cast<double>(store.elements())),
+  spdlog::info("{} on {}{}: {} parameters ({} in gate tables), {} training tokens, {} tokens a step",
+               state_.config().run.name, ranks_.size() > 1 ? fmt::format("{} x ", ranks_.size()) : "",
+               state_.context().name(), format_count(static_cast<double>(store.elements())),
                format_count(static_cast<double>(store.elements(ParameterGroup::gate_table))),
                format_count(static_cast<double>(state_.data().tokens())), train_.batch_tokens);
 }
 
-// Gradients of the mean loss of a step's samples; returns the parts of that loss.
+// Gradients of the mean loss of a step's samples; returns the parts of that loss which are this rank's.
 std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
-  const int64_t T = state_.config().data.sequence_length, micro = train_.micro_batch_size;
+  const int64_t T = state_.config().data.sequence_length, micro = state_.micro_batch_size();
+  const int64_t share = sequences_ / ranks_.size(), begin = (step - 1) * sequences_ + ranks_.rank().number * share;
   std::vector<HostBatch> batches;
   std::vector<int32_t> ids(static_cast<size_t>(T + 1));
-  for (int64_t first = 0; first < sequences_; first += micro) {
+  for (int64_t first = 0; first < share; first += micro) {
     HostBatch& batch = batches.emplace_back();
-    for (int64_t i = first; i < std::min(sequences_, first + micro); ++i) {
-      state_.data().read((step - 1) * sequences_ + i, ids.data());
+    for (int64_t i = first; i < std::min(share, first + micro); ++i) {
+      state_.data().read(begin + i, ids.data());
       state_.builder().append(batch, ids.data(), T + 1);
     }
   }
-  return accumulate_gradients(state_.model(), batches);
+  return accumulate_gradients(state_.model(), batches, &sync_);
 }
 
 LaunchedStep Trainer::launch_step(int64_t step) {
@@ -140,6 +165,7 @@ LaunchedStep Trainer::launch_step(int64_t step) {
 void Trainer::finish(const LaunchedStep& launched, bool last) {
   double loss = 0;
   for (const Tensor& part : launched.losses) loss += static_cast<double>(scalar(part));
+  loss = ranks_.sum(loss);
   const double norm = static_cast<double>(scalar(launched.grad_norm));
   CheckpointState& state = state_.state();
   state.step = launched.step;
@@ -155,7 +181,7 @@ void Trainer::finish(const LaunchedStep& launched, bool last) {
   trained_time_ += elapsed;
   MetricsRow row{.step = launched.step, .tokens = state.tokens, .loss = loss, .lr = launched.lr, .grad_norm = norm};
   row.tokens_per_s = static_cast<double>(train_.batch_tokens) / elapsed;
-  if (peak_) row.mfu = flops_per_token_ * row.tokens_per_s / *peak_;
+  if (peak_) row.mfu = flops_per_token_ * row.tokens_per_s / (*peak_ * ranks_.size());
   row.time = earlier_time_ + trained_time_;
   report(row, last);
   step_start_ = Clock::now();
@@ -175,17 +201,19 @@ void Trainer::report(const MetricsRow& measured, bool last) {
                                       .seconds_left = per_step * static_cast<double>(last_step_ - row.step)}));
   }
   if (state_.validation() && due(train_.eval.every, row.step, row.step == train_.max_steps)) evaluate_into(row);
-  metrics_.append(row);
+  if (!records_) return;
+  records_->metrics.append(row);
   std::vector<std::pair<std::string, double>> values = {
       {"loss", row.loss}, {"lr", row.lr}, {"grad_norm", row.grad_norm}, {"tokens_per_s", row.tokens_per_s}};
   if (row.mfu) values.emplace_back("mfu", *row.mfu);
   if (row.val_loss) values.emplace_back("val_loss", *row.val_loss);
-  tensorboard_.scalars(row.step, values);
+  records_->tensorboard.scalars(row.step, values);
 }
 
 void Trainer::evaluate_into(MetricsRow& row) {
-  const Evaluation result = evaluate(state_.model(), *state_.validation(), state_.builder(),
-                                     {.micro_batch_size = train_.micro_batch_size, .batches = train_.eval.batches});
+  const Evaluation result = evaluate(
+      state_.model(), *state_.validation(), state_.builder(),
+      {.micro_batch_size = state_.micro_batch_size(), .batches = train_.eval.batches, .communicator = &ranks_});
   row.val_loss = result.loss;
   spdlog::info("step {}: validation loss {:.4f} (perplexity {:.2f}, {} tokens)", row.step, result.loss,
                result.perplexity, result.tokens);
@@ -201,6 +229,18 @@ void Trainer::write_sample(int64_t step) {
   const std::string text = train_.sample.prompt + tokenizer.decode(ids);
   state_.directory().append_sample(step, text);
   spdlog::info("step {}: {}", step, text);
+}
+
+void Trainer::watch(const std::string& phase, double seconds, const char* key) {
+  if (ranks_.size() > 1) watchdog_.enter(fmt::format("rank {}: {}", ranks_.rank().number, phase), seconds, key);
+}
+
+// The others wait for the root, so that a slow disk does not count against their next step's deadline.
+void Trainer::save() {
+  watch(fmt::format("checkpoint of step {}", state_.state().step), parallel_.deadlines.checkpoint,
+        "parallel.deadlines.checkpoint");
+  if (ranks_.is_root()) state_.save();
+  ranks_.barrier();
 }
 
 void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
@@ -228,7 +268,7 @@ void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
 
 void Trainer::run() {
   CheckpointState& state = state_.state();
-  if (train_.max_steps == 0 && state.step == 0) return state_.save();
+  if (train_.max_steps == 0 && state.step == 0) return save();
   if (state.step >= last_step_) {
     spdlog::info("nothing to do: step {} of {} is reached", state.step, last_step_);
     return;
@@ -242,16 +282,16 @@ void Trainer::run() {
     LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
     if (pending) finish(*pending, false);
     pending = std::move(launched);
-    const int signal = StopSignals::received();
-    const bool last = step == last_step_ || signal, save = due(train_.checkpoint.every, step, last) || last;
+    const int signal = ranks_.maximum(StopSignals::received());
+    const bool last = step == last_step_ || signal, saves = due(train_.checkpoint.every, step, last) || last;
     const bool sample =
         state_.tokenizer() && !train_.sample.prompt.empty() && due(train_.sample.every, step, step == train_.max_steps);
     const bool evaluates = state_.validation() && due(train_.eval.every, step, step == train_.max_steps);
-    if (late && !save && !sample && !evaluates) continue;
+    if (late && !saves && !sample && !evaluates) continue;
     finish(*pending, last);
     pending.reset();
-    if (sample) write_sample(step);
-    if (save) state_.save();
+    if (sample && ranks_.is_root()) write_sample(step);
+    if (saves) save();
     step_start_ = Clock::now();
     if (signal) {
       spdlog::info("signal {}: saved step {}; run the same command to go on", signal, step);
@@ -259,13 +299,19 @@ void Trainer::run() {
     }
   }
   spdlog::info("{} at step {}; checkpoint in {}", last_step_ == train_.max_steps ? "finished" : "stopped", last_step_,
-               state_.directory().checkpoints());
+               state_.config().run.dir + "/checkpoints");
 }
 
 }  // namespace
 
 void train(const Config& config) {
-  Trainer(config).run();
+  const int processes = launched_processes();
+  Watchdog watchdog(processes);
+  watchdog.enter(fmt::format("start of {} processes", processes), config.parallel.deadlines.start,
+                 "parallel.deadlines.start");
+  const auto ranks = connect_processes();
+  if (!ranks->is_root()) spdlog::set_level(spdlog::level::err);
+  Trainer(config, *ranks, watchdog).run();
 }
 
 }  // namespace egmla
