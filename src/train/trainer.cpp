@@ -244,7 +244,6 @@ void Trainer::save() {
 }
 
 void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
-  compute_gradients(step);  // once more: a later step may have overwritten them
   const ParameterStore& store = state_.model().parameters();
   std::vector<std::pair<double, std::string>> largest;
   const std::vector<float> grads = store.grad().to_host<float>();
@@ -274,22 +273,14 @@ void Trainer::run() {
     return;
   }
   const StopSignals signals;
-  // On a GPU a step's scalars are read while the next one runs.
-  const bool late = !state_.context().is_cpu();
-  std::optional<LaunchedStep> pending;
   step_start_ = Clock::now();
   for (int64_t step = state.step + 1; step <= last_step_; ++step) {
-    LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
-    if (pending) finish(*pending, false);
-    pending = std::move(launched);
+    const LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
     const int signal = ranks_.maximum(StopSignals::received());
     const bool last = step == last_step_ || signal, saves = due(train_.checkpoint.every, step, last) || last;
     const bool sample =
         state_.tokenizer() && !train_.sample.prompt.empty() && due(train_.sample.every, step, step == train_.max_steps);
-    const bool evaluates = state_.validation() && due(train_.eval.every, step, step == train_.max_steps);
-    if (late && !saves && !sample && !evaluates) continue;
-    finish(*pending, last);
-    pending.reset();
+    finish(launched, last);
     if (sample && ranks_.is_root()) write_sample(step);
     if (saves) save();
     step_start_ = Clock::now();
