@@ -1,5 +1,6 @@
 // The two file formats of a Tokenizer: Hugging Face's tokenizer.json and GPT-2's encoder.json with vocab.bpe.
-// What would change the ids and is not implemented is refused, so a tokenizer that loads encodes as its source does.
+// Features that would change the ids and are unknown here are refused, so a tokenizer that loads encodes as its source
+// does.
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
