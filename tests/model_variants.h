@@ -1,6 +1,7 @@
 // Small models of every kind, shared by the tests of models on every back end.
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,11 @@ struct Variant {
   std::string name;
   ModelConfig model;
 };
+
+// How test names show a variant.
+inline std::ostream& operator<<(std::ostream& out, const Variant& shown) {
+  return out << shown.name;
+}
 
 // MHA with and without groups, MLA with and without a query latent, EG-MLA with every gate key, both norms, both
 // feed-forwards, tied and untied.

@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,11 @@ struct OpCase {
   double float_tolerance = 1e-5;
   double bf16_tolerance = 1e-2;
 };
+
+// How test names show a case.
+inline std::ostream& operator<<(std::ostream& out, const OpCase& op_case) {
+  return out << op_case.name;
+}
 
 struct ShapeError {
   std::string name;
