@@ -13,7 +13,7 @@ if(EGMLA_NATIVE)
 endif()
 if(EGMLA_SANITIZE)
   target_compile_options(egmla_flags INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${EGMLA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -O1>)
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${EGMLA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1>)
   target_link_options(egmla_flags INTERFACE -fsanitize=${EGMLA_SANITIZE})
 endif()
 
