@@ -15,6 +15,7 @@
 #include "dist/weight_check.h"
 #include "egmla_command.h"
 #include "io/checkpoint.h"
+#include "run_folder.h"
 #include "train/metrics.h"
 
 namespace egmla::test {
@@ -35,8 +36,6 @@ TEST(Communicator, OneProcessExchangesWithItself) {
 }
 
 #ifdef EGMLA_WITH_MPI
-
-constexpr int64_t kVocabulary = 61;
 
 // OpenMPI in containers: as root, with more processes than cores, without reading another process's memory. It keeps
 // memory to its end, which a leak sanitizer would count against us.
@@ -92,51 +91,21 @@ TEST(RankProcess, DISABLED_Collectives) {
   }
 }
 
-// A folder with shards of random ids and a configuration of a small model, removed at the end.
-class Ranks : public testing::Test {
+class Ranks : public RunFolder {
  protected:
   void SetUp() override {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = (fs::temp_directory_path() / fmt::format("egmla_{}_{}", info->name(), ::getpid())).string();
-    fs::create_directories(folder_);
+    RunFolder::SetUp();
     write_shard("train", 4000, 1);
     write_shard("val", 333, 2);
-    write_file(file("config.yaml"), fmt::format(R"(
-run: {{device: cpu}}
-model:
-  hidden_size: 32
-  intermediate_size: 64
-  num_hidden_layers: 2
-  num_attention_heads: 4
-  vocab_size: {}
-  attention: {{type: egmla, kv_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 4, v_head_dim: 8, gate: {{embed_dim: 8}}}}
-data: {{train: {}/train_*.bin, val: {}/val_*.bin, sequence_length: 16}}
-train:
-  max_steps: 12
+    write_config("config.yaml", R"(  max_steps: 12
   batch_tokens: 192
   micro_batch_size: 2
-  optimizer: {{lr: 3e-3}}
-  schedule: {{warmup_steps: 4}}
-  checkpoint: {{every: 4, keep_last: 100}}
-  eval: {{every: 6}}
-parallel: {{check_every: 3}}
-)",
-                                                kVocabulary, folder_, folder_));
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string file(const std::string& name) const { return folder_ + "/" + name; }
-  std::string checkpoint(const std::string& run, int64_t step) const {
-    return checkpoint_path(file(run) + "/checkpoints", step);
-  }
-
-  void write_shard(const std::string& name, int64_t tokens, uint64_t seed) const {
-    ShardWriter writer(folder_, name, kVocabulary);
-    std::vector<int32_t> ids;
-    for (int64_t i = 0; i < tokens; ++i)
-      ids.push_back(static_cast<int32_t>(uniform(seed, static_cast<uint64_t>(i), 0) * kVocabulary));
-    writer.append(ids);
-    writer.finish();
+  optimizer: {lr: 3e-3}
+  schedule: {warmup_steps: 4}
+  checkpoint: {every: 4, keep_last: 100}
+  eval: {every: 6}
+parallel: {check_every: 3}
+)");
   }
 
   // `launcher`: mpirun(N), or empty for one process.
@@ -185,8 +154,6 @@ exec "$@"
     }
     return largest;
   }
-
-  std::string folder_;
 };
 
 TEST_F(Ranks, CollectivesSumInTheOrderOfRanks) {

@@ -14,56 +14,33 @@
 
 #include "core/check.h"
 #include "core/files.h"
-#include "data/shards.h"
 #include "egmla_command.h"
 #include "lab/report_data.h"
 #include "lab/sweep_plan.h"
-#include "op_case.h"
+#include "run_folder.h"
 
 namespace egmla::test {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kVocabulary = 61;
-
-class Sweep : public testing::Test {
+class Sweep : public RunFolder {
  protected:
   void SetUp() override {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = (fs::temp_directory_path() / fmt::format("egmla_{}_{}", info->name(), ::getpid())).string();
-    fs::create_directories(folder_);
-    write_file(file("base.yaml"), fmt::format(R"(
-run: {{device: cpu}}
-model:
-  hidden_size: 32
-  intermediate_size: 64
-  num_hidden_layers: 2
-  num_attention_heads: 4
-  vocab_size: {}
-  max_position_embeddings: 16
-  attention: {{type: egmla, kv_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 4, v_head_dim: 8, gate: {{embed_dim: 8}}}}
-data: {{train: {}/train_*.bin, val: {}/val_*.bin, sequence_length: 16}}
-train:
-  max_steps: 10
+    RunFolder::SetUp();
+    write_config("base.yaml", R"(  max_steps: 10
   batch_tokens: 128
-  schedule: {{warmup_steps: 2}}
-  checkpoint: {{every: 0}}
-  eval: {{every: 5}}
-)",
-                                              kVocabulary, folder_, folder_));
+  schedule: {warmup_steps: 2}
+  checkpoint: {every: 0}
+  eval: {every: 5}
+)");
   }
-  void TearDown() override { fs::remove_all(folder_); }
 
-  std::string file(const std::string& name) const { return folder_ + "/" + name; }
   bool exists(const std::string& name) const { return fs::exists(file(name)); }
 
   void write_data() const {
-    for (const auto& [name, tokens] : {std::pair("train", 4000), std::pair("val", 200)}) {
-      ShardWriter writer(folder_, name, kVocabulary);
-      writer.append(random_ids(tokens, kVocabulary, 1));
-      writer.finish();
-    }
+    write_shard("train", 4000, 1);
+    write_shard("val", 200, 1);
   }
 
   std::string write_sweep(const std::string& body) const {
@@ -94,8 +71,6 @@ train:
     for (const auto& run : record["runs"]) out[run["name"]] = run["state"];
     return out;
   }
-
-  std::string folder_;
 };
 
 std::vector<std::string> names_of(const SweepPlan& plan) {

@@ -15,7 +15,7 @@
 #include "data/shards.h"
 #include "egmla_command.h"
 #include "io/checkpoint.h"
-#include "op_case.h"
+#include "run_folder.h"
 #include "train/metrics.h"
 
 namespace egmla::test {
@@ -23,59 +23,27 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kVocabulary = 61;
-
-// A folder with shards of random ids and a configuration of a small EG-MLA, removed at the end.
-class Training : public testing::Test {
+class Training : public RunFolder {
  protected:
   void SetUp() override {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = (fs::temp_directory_path() / fmt::format("egmla_{}_{}", info->name(), ::getpid())).string();
-    fs::create_directories(folder_);
+    RunFolder::SetUp();
     write_shard("train", 4000, 1);
     write_shard("val", 200, 2);
-    write_file(file("config.yaml"), fmt::format(R"(
-run: {{device: cpu}}
-model:
-  hidden_size: 32
-  intermediate_size: 64
-  num_hidden_layers: 2
-  num_attention_heads: 4
-  vocab_size: {}
-  max_position_embeddings: 16
-  attention: {{type: egmla, kv_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 4, v_head_dim: 8, gate: {{embed_dim: 8}}}}
-data: {{train: {}/train_*.bin, val: {}/val_*.bin, sequence_length: 16}}
-train:
-  max_steps: 20
+    write_config("config.yaml", R"(  max_steps: 20
   batch_tokens: 128
   micro_batch_size: 4
-  optimizer: {{lr: 3e-3}}
-  schedule: {{warmup_steps: 4}}
-  checkpoint: {{every: 5, keep_last: 100}}
-  eval: {{every: 10}}
-  log: {{every: 5}}
-)",
-                                                kVocabulary, folder_, folder_));
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string file(const std::string& name) const { return folder_ + "/" + name; }
-  std::string checkpoint(const std::string& run, int64_t step) const {
-    return checkpoint_path(file(run) + "/checkpoints", step);
-  }
-
-  void write_shard(const std::string& name, int64_t tokens, uint64_t seed) const {
-    ShardWriter writer(folder_, name, kVocabulary);
-    writer.append(random_ids(tokens, kVocabulary, seed));
-    writer.finish();
+  optimizer: {lr: 3e-3}
+  schedule: {warmup_steps: 4}
+  checkpoint: {every: 5, keep_last: 100}
+  eval: {every: 10}
+  log: {every: 5}
+)");
   }
 
   Outcome train(const std::string& run, const std::string& overrides = "",
                 const std::string& prefix = "OMP_NUM_THREADS=2") const {
     return egmla_command(fmt::format("train '{}' run.dir='{}' {}", file("config.yaml"), file(run), overrides), prefix);
   }
-
-  std::string folder_;
 };
 
 // Every tensor of both groups of files, and the state.

@@ -15,7 +15,6 @@
 #include "dist/weight_check.h"
 #include "infer/decoder.h"
 #include "infer/evaluator.h"
-#include "kernels/layout.h"
 #include "optim/schedule.h"
 #include "train/card.h"
 #include "train/gradients.h"
@@ -66,12 +65,12 @@ struct Records {
   TensorboardWriter tensorboard;
 };
 
-// A step whose kernels are launched; its scalars may still be on their way.
+// A step whose kernels are launched.
 struct LaunchedStep {
   int64_t step = 0;
   double lr = 0;
   std::vector<Tensor> losses;  // [1] each, parts of the mean
-  Tensor grad_norm;            // [1]
+  Tensor grad_norm;            // [1], the optimizer's: valid until the next step
 };
 
 float scalar(const Tensor& value) {
@@ -155,9 +154,7 @@ std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
 LaunchedStep Trainer::launch_step(int64_t step) {
   LaunchedStep launched{
       step, learning_rate(train_.optimizer, train_.schedule, step, train_.max_steps), compute_gradients(step), {}};
-  const Tensor& norm = state_.optimizer().measure_grad_norm();
-  launched.grad_norm = Tensor::empty(state_.context(), {1}, norm.dtype());
-  launch(state_.context(), Copy{.out = launched.grad_norm.view(), .x = norm.view()});
+  launched.grad_norm = state_.optimizer().measure_grad_norm();
   state_.optimizer().step(launched.lr, step, train_.grad_clip);  // a non-finite norm changes nothing
   return launched;
 }
