@@ -15,11 +15,12 @@ struct SquareSum {
   View x;         // [n] master precision
 };
 
-// norm[0] = sqrt(sum(partials)).
+// norm[0] = sqrt(sum(partials)). With halt, a norm that is not finite stays.
 struct GradNorm {
   static constexpr const char* kName = "grad_norm";
   View norm;      // [1] as partials
   View partials;  // [kSquareSumPartials]
+  bool halt = false;
 };
 
 // AdamW (Loshchilov and Hutter 2019) on one span, bias-corrected:
@@ -42,7 +43,7 @@ inline KernelViews views_of(const SquareSum& k) {
   return {.written = {{"partials", k.partials}}, .read = {{"x", k.x}}};
 }
 inline KernelViews views_of(const GradNorm& k) {
-  return {.written = {{"norm", k.norm}}, .read = {{"partials", k.partials}}};
+  return {.written = {{"norm", k.norm}}, .read = {{"partials", k.partials}, {"norm", k.halt ? k.norm : View{}}}};
 }
 inline KernelViews views_of(const AdamW& k) {
   return {

@@ -23,6 +23,7 @@ void run(CpuContext&, const SquareSum& k) {
 void run(CpuContext&, const GradNorm& k) {
   cpu::for_float(k.norm.dtype, GradNorm::kName, [&](auto t) {
     using T = decltype(t);
+    if (k.halt && !std::isfinite(*k.norm.as<T>())) return;
     double sum = 0;
     for (int64_t p = 0; p < k.partials.elements(); ++p) sum += static_cast<double>(k.partials.as<T>()[p]);
     *k.norm.as<T>() = static_cast<T>(std::sqrt(sum));

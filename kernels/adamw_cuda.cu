@@ -25,7 +25,8 @@ __global__ void square_sum_kernel(float* partials, const float* x, int64_t n, bo
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-__global__ void grad_norm_kernel(float* norm, const float* partials, int count) {
+__global__ void grad_norm_kernel(float* norm, const float* partials, int count, bool halt) {
+  if (halt && !isfinite(*norm)) return;
   double sum = 0;
   for (int p = static_cast<int>(threadIdx.x); p < count; p += kThreads) sum += static_cast<double>(partials[p]);
   sum = gpu::block_sum(sum);
@@ -79,7 +80,7 @@ void run(CudaContext& context, const SquareSum& k) {
 
 void run(CudaContext& context, const GradNorm& k) {
   launch_kernel(context, GradNorm::kName, 1, kThreads, 0, grad_norm_kernel, k.norm.as<float>(), k.partials.as<float>(),
-                static_cast<int>(k.partials.elements()));
+                static_cast<int>(k.partials.elements()), k.halt);
 }
 
 void run(CudaContext& context, const AdamW& k) {

@@ -60,6 +60,7 @@ class EventPair {
 int64_t first_non_finite(CudaContext& context, const View& x) {
   const gpu::Walk<1> walk = gpu::make_walk<1>(kScan, {x});
   auto* const first = static_cast<unsigned long long*>(context.allocate(sizeof(kNone)));
+  check(first, "{}: out of memory on {}", kScan, context.name());
   unsigned long long found = kNone;
   context.copy_from_host(first, &found, sizeof(found));
   gpu::for_float(x.dtype, kScan, [&](auto t) {

@@ -7,6 +7,7 @@
 #include "core/cuda_state.h"
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 #include "kernels/matmul_plans.h"
 #include "two_sides.h"
@@ -164,6 +165,55 @@ TEST_F(BackendCuda, OutOfMemoryNamesTheRemedy) {
   }
   const Tensor after = Tensor::zeros(context, {16}, DType::f32);  // the context is still usable
   EXPECT_EQ(after.to_host<float>(), std::vector<float>(16, 0.0f));
+}
+
+TEST_F(BackendCuda, MemoryLimitIsKept) {
+  Context context(CudaDevice{0});
+  context.memory().limit = 1 << 20;
+  EXPECT_EQ(context.capacity(), 1 << 20);
+  { const Tensor fits = Tensor::zeros(context, {1 << 17}, DType::f32); }
+  { const Tensor other_size = Tensor::zeros(context, {3 << 16}, DType::f32); }  // takes the place of the first
+  EXPECT_THROW(Tensor::zeros(context, {1 << 19}, DType::f32), Error);
+}
+
+// More copies than the context has blocks for, the sources changing behind them.
+TEST_F(BackendCuda, CopiesFromTheHostMayOverlap) {
+  Context context(CudaDevice{0});
+  std::vector<Tensor> tensors;
+  for (int32_t i = 0; i < 100; ++i)
+    tensors.push_back(Tensor::from(context, {1000 + i}, std::vector<int32_t>(static_cast<size_t>(1000 + i), i)));
+  for (int32_t i = 0; i < 100; ++i)
+    EXPECT_EQ(tensors[static_cast<size_t>(i)].to_host<int32_t>(),
+              std::vector<int32_t>(static_cast<size_t>(1000 + i), i));
+}
+
+TEST_F(BackendCuda, LateReadsSeeTheValuesOfTheirTime) {
+  Context context(CudaDevice{0});
+  const Tensor value = Tensor::from(context, {1}, std::vector<float>{1});
+  std::vector<std::unique_ptr<HostCopy>> reads;
+  for (int i = 0; i < 5; ++i) {
+    reads.push_back(context.copy_to_host_later(value.view().data, sizeof(float)));
+    launch(context, Add{.out = value.view(), .a = value.view(), .b = value.view()});
+  }
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(*static_cast<const float*>(reads[i]->wait()), static_cast<float>(1 << i));
+}
+
+// With halt, updates stop at the first bad norm.
+TEST_F(BackendCuda, HaltingNormStays) {
+  const auto norm_after = [&](Context& context, double scale, bool halt) {
+    Side side(context, DType::f32);
+    const Spec master{.kind = Kind::master}, before{.kind = Kind::master, .scale = scale, .positive = true};
+    const View partials = side.workspace({kSquareSumPartials});
+    launch(context, SquareSum{.partials = partials, .x = side.in("g", {33}, master)});
+    launch(context, GradNorm{.norm = side.in_out("norm", {1}, before), .partials = partials, .halt = halt});
+    return side.results().at("norm").front();
+  };
+  Context host;
+  for (Context* context : {&host, &cuda()}) {
+    EXPECT_TRUE(std::isfinite(norm_after(*context, 1, true)));
+    EXPECT_TRUE(std::isfinite(norm_after(*context, HUGE_VAL, false)));
+    EXPECT_FALSE(std::isfinite(norm_after(*context, HUGE_VAL, true)));
+  }
 }
 
 TEST_F(BackendCuda, DeviceOutOfRangeIsRefused) {

@@ -91,5 +91,13 @@ TEST(Ops, WrongShapesNameTheOpAndTheShapes) {
   }
 }
 
+TEST(Ops, TokensOfEqualIdsAreGroupedInTheirOrder) {
+  Context context;
+  const std::vector<int32_t> ids = {3, 1, 3, 0, 7, 1, 3, 7};
+  const ops::TokenIndex index = ops::make_token_index(context, ids, 2, 4, true);
+  EXPECT_EQ(index.order.to_host<int32_t>(), (std::vector<int32_t>{3, 1, 5, 0, 2, 6, 4, 7}));
+  EXPECT_EQ(index.segments.to_host<int32_t>(), (std::vector<int32_t>{0, 1, 3, 6, 8}));
+}
+
 }  // namespace
 }  // namespace egmla::test

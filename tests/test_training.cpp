@@ -182,6 +182,16 @@ TEST_F(Training, NonFiniteGradientsStopOrAreSkipped) {
   EXPECT_GT(CheckpointReader(checkpoint("skip", 20)).state().skipped_steps, 0);
 }
 
+TEST_F(Training, ExhaustedMemoryNamesTheOpAndWhatFits) {
+  const Outcome outcome = train("run", "run.memory_limit_gib=0.0009 train.micro_batch_size=8");
+  EXPECT_EQ(outcome.code, 1);
+  const std::string line = outcome.last_line();
+  for (const char* part : {": out of memory: ", " bytes asked on cpu with 0.001 GiB; held: ", "activations ",
+                           "optimizer ", "; train.micro_batch_size=4 fits"})
+    EXPECT_NE(line.find(part), std::string::npos) << part << " in " << line;
+  EXPECT_EQ(line.find("error: out of memory"), std::string::npos) << "no op in " << line;
+}
+
 TEST_F(Training, DifferentConfigurationIsRefusedWithItsKeys) {
   ASSERT_EQ(train("run", "train.max_steps=5").code, 0);
   const Outcome other = train("run", "model.hidden_size=64 train.optimizer.lr=1e-3");

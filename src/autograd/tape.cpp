@@ -124,6 +124,7 @@ void Tape::backward(const std::vector<std::pair<Var, Tensor>>& roots) {
   while (!nodes_.empty()) {
     const Node node = std::move(nodes_.back());
     nodes_.pop_back();
+    const OpScope scope(*context_, node.op);
     node.backward(*this);
   }
 }

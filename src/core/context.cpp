@@ -1,5 +1,8 @@
 #include "core/context.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -15,7 +18,28 @@ size_t rounded(size_t bytes) {
   return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
 }
 
+// The CPU copies at once.
+class FinishedCopy final : public HostCopy {
+ public:
+  FinishedCopy(const void* source, size_t bytes)
+      : bytes_(static_cast<const char*>(source), static_cast<const char*>(source) + bytes) {}
+  const void* wait() override { return bytes_.data(); }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+std::string gib(int64_t bytes) {
+  return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30));
+}
+
 }  // namespace
+
+const char* name_of(MemoryCategory category) {
+  constexpr std::array<const char*, kMemoryCategories> kNames = {"activations", "weights", "gradients", "optimizer",
+                                                                 "cache"};
+  return kNames[static_cast<size_t>(category)];
+}
 
 CpuContext::~CpuContext() {
   for (auto& [size, blocks] : free_) {
@@ -31,9 +55,9 @@ void* CpuContext::allocate(size_t bytes) {
     data = blocks.back();
     blocks.pop_back();
   } else {
+    if (memory_.limit > 0 && memory_.reserved + static_cast<int64_t>(size) > memory_.limit) return nullptr;
     data = std::aligned_alloc(size < 4096 ? kAlignment : 4096, size);
-    check(data != nullptr, "out of memory: {} bytes asked, {} in use; lower train.micro_batch_size", size,
-          memory_.in_use);
+    if (!data) return nullptr;
     memory_.reserved += static_cast<int64_t>(size);
   }
   memory_.in_use += static_cast<int64_t>(size);
@@ -49,6 +73,18 @@ void CpuContext::release(void* data, size_t bytes) {
 
 void CpuContext::copy(void* target, const void* source, size_t bytes) {
   std::memcpy(target, source, bytes);
+}
+
+std::unique_ptr<HostCopy> CpuContext::copy_to_host_later(const void* source, size_t bytes) {
+  return std::make_unique<FinishedCopy>(source, bytes);
+}
+
+void CpuContext::clear(void* target, size_t bytes) {
+  std::memset(target, 0, bytes);
+}
+
+int64_t CpuContext::capacity() {
+  return memory_.limit > 0 ? memory_.limit : int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
 }
 
 void* PlanContext::allocate(size_t bytes) {
@@ -71,6 +107,22 @@ LaunchCheck launch_check_of_environment() {
 bool ranges_of_environment() {
   const char* text = std::getenv("EGMLA_NVTX");
   return text && std::string_view(text) == "1";
+}
+
+void Context::fail_out_of_memory(size_t bytes) {
+  const int64_t most = capacity();
+  std::vector<std::pair<int64_t, MemoryCategory>> held;
+  for (size_t i = 0; i < kMemoryCategories; ++i)
+    held.emplace_back(memory().by_category[i], static_cast<MemoryCategory>(i));
+  std::sort(held.rbegin(), held.rend());
+  std::string largest;
+  for (const auto& [size, category] : held) {
+    if (size > 0) largest += fmt::format("{}{} {}", largest.empty() ? "" : ", ", name_of(category), gib(size));
+  }
+  const std::string advice = memory_advice_ ? memory_advice_(most) : "";
+  fail("{}{}out of memory: {} bytes asked on {} with {}; held: {}; {}", op_, *op_ ? ": " : "", bytes, name(), gib(most),
+       largest.empty() ? "nothing" : largest,
+       advice.empty() ? "lower train.micro_batch_size or set train.recompute to light or full" : advice);
 }
 
 void Context::name_memory(const View& view, const std::string& name) {

@@ -2,10 +2,14 @@
 // Memory comes from a caching pool that returns nothing while the process runs; bytes are counted.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -19,11 +23,29 @@
 
 namespace egmla {
 
+// What memory is for. Tensors belong to the category at hand when they are made (MemoryScope).
+enum class MemoryCategory : uint8_t { activations, weights, gradients, optimizer, cache };
+constexpr size_t kMemoryCategories = 5;
+const char* name_of(MemoryCategory category);
+
 // Bytes handed out by a pool.
 struct MemoryUse {
-  int64_t in_use = 0;    // held by live tensors
-  int64_t peak = 0;      // largest in_use since reset_peak()
-  int64_t reserved = 0;  // taken from the system
+  int64_t in_use = 0;                                    // held by live tensors
+  int64_t peak = 0;                                      // largest in_use so far
+  int64_t reserved = 0;                                  // taken from the system
+  int64_t limit = 0;                                     // most that may be taken from the system; 0: all there is
+  std::array<int64_t, kMemoryCategories> by_category{};  // of in_use, before rounding
+};
+
+// A copy to the host that is under way.
+class HostCopy {
+ public:
+  HostCopy() = default;
+  HostCopy(const HostCopy&) = delete;
+  HostCopy& operator=(const HostCopy&) = delete;
+  virtual ~HostCopy() = default;
+  // Waits until the bytes have come, and for nothing that was launched after the copy.
+  virtual const void* wait() = 0;
 };
 
 // Host memory, 64-byte aligned, cached by size so that a training step allocates nothing anew.
@@ -34,12 +56,16 @@ class CpuContext {
   CpuContext& operator=(const CpuContext&) = delete;
   ~CpuContext();
 
+  // Null when memory is exhausted.
   void* allocate(size_t bytes);
   void release(void* data, size_t bytes);
   void copy(void* target, const void* source, size_t bytes);
   void copy_from_host(void* target, const void* source, size_t bytes) { copy(target, source, bytes); }
   void copy_to_host(void* target, const void* source, size_t bytes) { copy(target, source, bytes); }
+  std::unique_ptr<HostCopy> copy_to_host_later(const void* source, size_t bytes);
+  void clear(void* target, size_t bytes);
   void synchronize() {}
+  int64_t capacity();
   const char* name() const { return "cpu"; }
   MemoryUse& memory() { return memory_; }
 
@@ -59,7 +85,10 @@ class PlanContext {
   void copy(void*, const void*, size_t) {}
   void copy_from_host(void*, const void*, size_t) {}
   void copy_to_host(void*, const void*, size_t) { fail("plan: there are no values to read"); }
+  std::unique_ptr<HostCopy> copy_to_host_later(const void*, size_t) { fail("plan: there are no values to read"); }
+  void clear(void*, size_t) {}
   void synchronize() {}
+  int64_t capacity() { return 0; }
   const char* name() const { return for_cpu_ ? "cpu (plan)" : "cuda (plan)"; }
   MemoryUse& memory() { return memory_; }
   bool for_cpu() const { return for_cpu_; }
@@ -109,8 +138,12 @@ class Context {
   const char* name() {
     return visit([](auto& backend) { return backend.name(); });
   }
+  // Raises an error that names the op, the largest categories and what would fit when memory is exhausted.
   void* allocate(size_t bytes) {
-    return visit([&](auto& backend) { return backend.allocate(bytes); });
+    void* const data = visit([&](auto& backend) { return backend.allocate(bytes); });
+    if (!data) [[unlikely]]
+      fail_out_of_memory(bytes);
+    return data;
   }
   void release(void* data, size_t bytes) {
     if (!names_.empty()) [[unlikely]]
@@ -121,7 +154,7 @@ class Context {
   void copy(void* target, const void* source, size_t bytes) {
     visit([&](auto& backend) { backend.copy(target, source, bytes); });
   }
-  // Blocks until the copy is done.
+  // Returns when `source` may change; the copy itself is in stream order.
   void copy_from_host(void* target, const void* source, size_t bytes) {
     visit([&](auto& backend) { backend.copy_from_host(target, source, bytes); });
   }
@@ -129,11 +162,40 @@ class Context {
   void copy_to_host(void* target, const void* source, size_t bytes) {
     visit([&](auto& backend) { backend.copy_to_host(target, source, bytes); });
   }
+  // The bytes as they are now in stream order, to be read later.
+  std::unique_ptr<HostCopy> copy_to_host_later(const void* source, size_t bytes) {
+    return visit([&](auto& backend) { return backend.copy_to_host_later(source, bytes); });
+  }
+  // Sets bytes to zero, in stream order.
+  void clear(void* target, size_t bytes) {
+    visit([&](auto& backend) { backend.clear(target, bytes); });
+  }
   void synchronize() {
     visit([](auto& backend) { backend.synchronize(); });
   }
+  // Bytes that tensors may hold in all; 0: not known.
+  int64_t capacity() {
+    return visit([](auto& backend) { return backend.capacity(); });
+  }
   MemoryUse& memory() {
     return visit([](auto& backend) -> MemoryUse& { return backend.memory(); });
+  }
+
+  // For the message when memory is exhausted: whose memory is asked for (OpScope), and what to do, from the capacity.
+  void set_op(const char* op) {
+    op_ = op;
+  }
+  const char* op() const {
+    return op_;
+  }
+  void set_memory_advice(std::function<std::string(int64_t capacity)> advice) {
+    memory_advice_ = std::move(advice);
+  }
+  MemoryCategory memory_category() const {
+    return category_;
+  }
+  void set_memory_category(MemoryCategory category) {
+    category_ = category;
   }
 
   // Kernels are timed while a profile is set (kernels/launch.h); null: not.
@@ -161,8 +223,12 @@ class Context {
 
  private:
   void forget_names(const void* data, size_t bytes);
+  [[noreturn]] void fail_out_of_memory(size_t bytes);
 
   Backend backend_;
+  const char* op_ = "";
+  MemoryCategory category_ = MemoryCategory::activations;
+  std::function<std::string(int64_t)> memory_advice_;
   Profile* profile_ = nullptr;
   LaunchCheck launch_check_ = launch_check_of_environment();
   bool marks_ranges_ = ranges_of_environment();
@@ -171,6 +237,34 @@ class Context {
     std::string name;
   };
   std::map<uintptr_t, NamedMemory> names_;  // by first address
+};
+
+// Names the op that works on a context for the life of this object.
+class OpScope {
+ public:
+  OpScope(Context& context, const char* op) : context_(&context), outer_(context.op()) { context.set_op(op); }
+  OpScope(const OpScope&) = delete;
+  OpScope& operator=(const OpScope&) = delete;
+  ~OpScope() { context_->set_op(outer_); }
+
+ private:
+  Context* context_;
+  const char* outer_;
+};
+
+// Tensors made during the life of this object belong to a category.
+class MemoryScope {
+ public:
+  MemoryScope(Context& context, MemoryCategory category) : context_(&context), outer_(context.memory_category()) {
+    context.set_memory_category(category);
+  }
+  MemoryScope(const MemoryScope&) = delete;
+  MemoryScope& operator=(const MemoryScope&) = delete;
+  ~MemoryScope() { context_->set_memory_category(outer_); }
+
+ private:
+  Context* context_;
+  MemoryCategory outer_;
 };
 
 // Sets a context's profile for the life of this object.

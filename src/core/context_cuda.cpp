@@ -3,6 +3,8 @@
 #include "core/context_cuda.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "core/cuda_state.h"
 
@@ -25,30 +27,79 @@ void return_free_blocks(CudaContext::State& state) {
   }
 }
 
-void* allocate_from_driver(CudaContext::State& state, size_t size) {
+// Null when there is no more.
+void* ask_driver(CudaContext::State& state, size_t size) {
+  if (state.memory.limit > 0 && state.memory.reserved + static_cast<int64_t>(size) > state.memory.limit) return nullptr;
   void* data = nullptr;
-  cudaError_t status = cudaMalloc(&data, size);
+  const cudaError_t status = cudaMalloc(&data, size);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // not sticky: forget it
-    return_free_blocks(state);
-    status = cudaMalloc(&data, size);
-  }
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    size_t free = 0, total = 0;
-    check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    fail(
-        "cuda: out of memory: {} bytes asked, {} in use, {} reserved, {} of {} free on {}; lower "
-        "train.micro_batch_size or "
-        "set train.recompute to light or full",
-        size, state.memory.in_use, state.memory.reserved, free, total, state.name);
+    return nullptr;
   }
   check_cuda(status, "cudaMalloc");
   state.memory.reserved += static_cast<int64_t>(size);
   return data;
 }
 
+// Larger copies from the host are rare and may wait.
+constexpr size_t kLargestOutgoing = size_t{4} << 20;
+constexpr size_t kIncomingBytes = 256;
+
+// A block that holds `bytes` and whose last copy is through.
+PinnedBlock& outgoing_block(CudaContext::State& state, size_t bytes) {
+  std::unique_ptr<PinnedBlock>& block = state.outgoing[state.next_outgoing];
+  state.next_outgoing = (state.next_outgoing + 1) % state.outgoing.size();
+  if (block) block->wait();
+  if (!block || block->capacity() < bytes) block = std::make_unique<PinnedBlock>(std::bit_ceil(bytes));
+  return *block;
+}
+
+class IncomingCopy final : public HostCopy {
+ public:
+  IncomingCopy(CudaContext::State& state, const void* source, size_t bytes) : state_(&state) {
+    if (bytes <= kIncomingBytes && !state.incoming.empty()) {
+      block_ = std::move(state.incoming.back());
+      state.incoming.pop_back();
+    } else {
+      block_ = std::make_unique<PinnedBlock>(std::max(bytes, kIncomingBytes));
+    }
+    check_cuda(cudaMemcpyAsync(block_->data(), source, bytes, cudaMemcpyDeviceToHost, state.stream),
+               "cuda: copy to the host");
+    block_->record(state.stream);
+  }
+  ~IncomingCopy() override {
+    if (block_->capacity() == kIncomingBytes) state_->incoming.push_back(std::move(block_));
+  }
+  const void* wait() override {
+    block_->wait();
+    return block_->data();
+  }
+
+ private:
+  CudaContext::State* state_;
+  std::unique_ptr<PinnedBlock> block_;
+};
+
 }  // namespace
+
+PinnedBlock::PinnedBlock(size_t capacity) : capacity_(capacity) {
+  check_cuda(cudaHostAlloc(&data_, capacity, cudaHostAllocDefault), "cuda: page-locked memory");
+  check_cuda(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreate");
+}
+
+PinnedBlock::~PinnedBlock() {
+  cudaEventSynchronize(done_);
+  cudaEventDestroy(done_);
+  cudaFreeHost(data_);
+}
+
+void PinnedBlock::record(cudaStream_t stream) {
+  check_cuda(cudaEventRecord(done_, stream), "cudaEventRecord");
+}
+
+void PinnedBlock::wait() const {
+  check_cuda(cudaEventSynchronize(done_), "cudaEventSynchronize");
+}
 
 void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) [[likely]]
@@ -103,6 +154,8 @@ CudaContext::CudaContext(CudaDevice device) : state_(std::make_unique<State>()) 
 CudaContext::~CudaContext() {
   State& state = *state_;
   cudaStreamSynchronize(state.stream);
+  for (auto& block : state.outgoing) block.reset();
+  state.incoming.clear();
   for (auto& [size, blocks] : state.free) {
     for (void* block : blocks) cudaFree(block);
   }
@@ -120,7 +173,12 @@ void* CudaContext::allocate(size_t bytes) {
     data = blocks.back();
     blocks.pop_back();
   } else {
-    data = allocate_from_driver(state, size);
+    data = ask_driver(state, size);
+    if (!data) {
+      return_free_blocks(state);
+      data = ask_driver(state, size);
+    }
+    if (!data) return nullptr;
   }
   state.memory.in_use += static_cast<int64_t>(size);
   state.memory.peak = std::max(state.memory.peak, state.memory.in_use);
@@ -140,6 +198,13 @@ void CudaContext::copy(void* target, const void* source, size_t bytes) {
 
 void CudaContext::copy_from_host(void* target, const void* source, size_t bytes) {
   if (bytes == 0) return;
+  if (bytes <= kLargestOutgoing) {
+    PinnedBlock& block = outgoing_block(*state_, bytes);
+    std::memcpy(block.data(), source, bytes);
+    check_cuda(cudaMemcpyAsync(target, block.data(), bytes, cudaMemcpyHostToDevice, state_->stream),
+               "cuda: copy from the host");
+    return block.record(state_->stream);
+  }
   check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, state_->stream),
              "cuda: copy from the host");
   synchronize();
@@ -149,6 +214,22 @@ void CudaContext::copy_to_host(void* target, const void* source, size_t bytes) {
   if (bytes == 0) return;
   check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, state_->stream), "cuda: copy to the host");
   synchronize();
+}
+
+std::unique_ptr<HostCopy> CudaContext::copy_to_host_later(const void* source, size_t bytes) {
+  return std::make_unique<IncomingCopy>(*state_, source, bytes);
+}
+
+void CudaContext::clear(void* target, size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemsetAsync(target, 0, bytes, state_->stream), "cuda: clear");
+}
+
+int64_t CudaContext::capacity() {
+  if (state_->memory.limit > 0) return state_->memory.limit;
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return state_->memory.reserved + static_cast<int64_t>(free);
 }
 
 void CudaContext::synchronize() {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 namespace egmla {
 
+class HostCopy;
 struct MemoryUse;
 
 struct CudaDevice {
@@ -19,12 +21,15 @@ class CudaContext {
   CudaContext& operator=(const CudaContext&) = delete;
   ~CudaContext();
 
-  void* allocate(size_t bytes);
+  void* allocate(size_t bytes);  // null when the card's memory, or the limit, is exhausted
   void release(void* data, size_t bytes);
   void copy(void* target, const void* source, size_t bytes);
   void copy_from_host(void* target, const void* source, size_t bytes);
   void copy_to_host(void* target, const void* source, size_t bytes);
+  std::unique_ptr<HostCopy> copy_to_host_later(const void* source, size_t bytes);
+  void clear(void* target, size_t bytes);
   void synchronize();
+  int64_t capacity();
   const char* name() const;  // the card's name
   MemoryUse& memory();
 

@@ -5,6 +5,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <array>
 #include <compare>
 #include <map>
 #include <memory>
@@ -38,6 +39,25 @@ struct MatmulPlan {
 
 struct AttentionChoices;  // kernels/attention_choice_cuda.cpp
 
+// Page-locked host memory that a copy in stream order reads or writes; `done` is recorded behind that copy.
+class PinnedBlock {
+ public:
+  explicit PinnedBlock(size_t capacity);
+  PinnedBlock(const PinnedBlock&) = delete;
+  PinnedBlock& operator=(const PinnedBlock&) = delete;
+  ~PinnedBlock();
+
+  void* data() const { return data_; }
+  size_t capacity() const { return capacity_; }
+  void record(cudaStream_t stream);
+  void wait() const;
+
+ private:
+  void* data_ = nullptr;
+  size_t capacity_;
+  cudaEvent_t done_ = nullptr;
+};
+
 struct CudaContext::State {
   int ordinal = 0;
   std::string name;
@@ -51,6 +71,10 @@ struct CudaContext::State {
   bool check_every_launch = false;  // EGMLA_CHECK=sync: wait after every kernel, so that a fault names its kernel
   std::map<size_t, std::vector<void*>> free;  // rounded size -> blocks
   MemoryUse memory;
+  // What the host sends: used in turn, so that it may be a few batches ahead of the device.
+  std::array<std::unique_ptr<PinnedBlock>, 16> outgoing;
+  size_t next_outgoing = 0;
+  std::vector<std::unique_ptr<PinnedBlock>> incoming;  // free blocks for small results
 
   // Called after each launch.
   void check_launch(const char* kernel) const;

@@ -1,22 +1,21 @@
 #include "core/tensor.h"
 
-#include <cstring>
-
 namespace egmla {
 
 Tensor Tensor::empty(Context& context, const Shape& shape, DType dtype) {
   Tensor out;
   const size_t bytes = static_cast<size_t>(shape.elements()) * size_of(dtype);
   void* data = context.allocate(bytes);
-  out.storage_ = std::shared_ptr<Storage>(new Storage{&context, data, bytes});
+  const MemoryCategory category = context.memory_category();
+  context.memory().by_category[static_cast<size_t>(category)] += static_cast<int64_t>(bytes);
+  out.storage_ = std::shared_ptr<Storage>(new Storage{&context, data, bytes, category});
   out.view_ = make_view(data, shape, dtype);
   return out;
 }
 
 Tensor Tensor::zeros(Context& context, const Shape& shape, DType dtype) {
   Tensor out = empty(context, shape, dtype);
-  const std::vector<char> zero(out.view_.bytes(), 0);
-  context.copy_from_host(out.view_.data, zero.data(), zero.size());
+  context.clear(out.view_.data, out.view_.bytes());
   return out;
 }
 

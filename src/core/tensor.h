@@ -57,7 +57,11 @@ class Tensor {
     Context* context;
     void* data;
     size_t bytes;
-    ~Storage() { context->release(data, bytes); }
+    MemoryCategory category;
+    ~Storage() {
+      context->memory().by_category[static_cast<size_t>(category)] -= static_cast<int64_t>(bytes);
+      context->release(data, bytes);
+    }
   };
 
   std::shared_ptr<Storage> storage_;

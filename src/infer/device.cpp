@@ -31,6 +31,12 @@ std::unique_ptr<Context> open_device(DeviceChoice device, [[maybe_unused]] const
   return std::make_unique<Context>();
 }
 
+std::unique_ptr<Context> open_device(const RunConfig& run, const Rank& rank) {
+  auto context = open_device(run.device, rank);
+  context->memory().limit = static_cast<int64_t>(run.memory_limit_gib * (1 << 30));
+  return context;
+}
+
 DType compute_dtype(Precision precision, const Context& context) {
   if (precision == Precision::automatic) return context.is_cpu() ? DType::f32 : DType::bf16;
   check_usage(precision == Precision::fp32 || !context.is_cpu(),

@@ -14,6 +14,8 @@ namespace egmla {
 // `auto`: a CUDA device when this build and this machine have one, else the CPU. Asking for what is not there is a
 // usage error. Each process of a host takes the GPU of its local number.
 std::unique_ptr<Context> open_device(DeviceChoice device, const Rank& rank = {});
+// run.device and run.memory_limit_gib.
+std::unique_ptr<Context> open_device(const RunConfig& run, const Rank& rank = {});
 
 // `auto`: bf16 on CUDA, fp32 on the CPU.
 DType compute_dtype(Precision precision, const Context& context);

@@ -222,10 +222,24 @@ std::vector<std::string> config_differences(const Config& a, const Config& b, co
 
 const std::vector<std::string>& resumable_keys() {
   static const std::vector<std::string> keys = {
-      "run.name",        "run.dir",         "run.device",       "run.precision",      "run.attention_backend",
-      "run.peak_tflops", "train.max_steps", "train.max_tokens", "train.stop_at_step", "train.micro_batch_size",
-      "train.recompute", "train.profile",   "train.checkpoint", "train.eval",         "train.sample",
-      "train.log",       "parallel",
+      "run.name",
+      "run.dir",
+      "run.device",
+      "run.precision",
+      "run.attention_backend",
+      "run.peak_tflops",
+      "run.memory_limit_gib",
+      "train.max_steps",
+      "train.max_tokens",
+      "train.stop_at_step",
+      "train.micro_batch_size",
+      "train.recompute",
+      "train.profile",
+      "train.checkpoint",
+      "train.eval",
+      "train.sample",
+      "train.log",
+      "parallel",
   };
   return keys;
 }

@@ -24,8 +24,9 @@ struct RunConfig {
   DeviceChoice device = DeviceChoice::automatic;
   Precision precision = Precision::automatic;
   AttentionBackend attention_backend = AttentionBackend::automatic;
-  std::string init_from;   // checkpoint or Hugging Face directory; empty: random weights
-  double peak_tflops = 0;  // dense bf16 TFLOP/s that MFU counts against; 0: of the known card
+  std::string init_from;        // checkpoint or Hugging Face directory; empty: random weights
+  double peak_tflops = 0;       // dense bf16 TFLOP/s that MFU counts against; 0: of the known card
+  double memory_limit_gib = 0;  // most that tensors may take of the device's memory; 0: all
 };
 
 struct CheckpointConfig {

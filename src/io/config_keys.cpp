@@ -115,6 +115,8 @@ Rows run_keys() {
       EGMLA_KEY(run.init_from, "checkpoint or Hugging Face directory whose weights start the run; null: random"),
       EGMLA_KEY(run.peak_tflops, "dense bf16 TFLOP/s of the device, for MFU; 0: from the table of known cards",
                 at_least(0)),
+      EGMLA_KEY(run.memory_limit_gib, "most that tensors may take of the device's memory, in GiB; 0: all of it",
+                at_least(0)),
   };
 }
 

@@ -12,6 +12,7 @@
 #include "optim/adamw.h"
 #include "train/card.h"
 #include "train/gradients.h"
+#include "train/memory_plan.h"
 
 namespace egmla {
 namespace {
@@ -45,11 +46,15 @@ std::vector<Tensor> run_step(Transformer& model, AdamWOptimizer& optimizer, cons
 }  // namespace
 
 TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, bool profile) {
-  const auto context = open_device(config.run.device);
+  const auto context = open_device(config.run);
   set_attention_backend(*context, config.run.attention_backend);
   const DType dtype = compute_dtype(config.run.precision, *context);
   Transformer model(config.model);
   model.set_recompute(config.train.recompute);
+  context->set_memory_advice([&, cpu = context->is_cpu()](int64_t capacity) {
+    return memory_advice(config, cpu, dtype, config.train.micro_batch_size,
+                         config.train.batch_tokens / config.data.sequence_length, capacity);
+  });
   model.allocate(*context, dtype);
   model.parameters().initialize(static_cast<uint64_t>(config.run.seed));
   AdamWOptimizer optimizer(model.parameters(), config.train.optimizer, 1, 0);

@@ -4,9 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "data/batches.h"
 #include "nn/transformer.h"
-#include "optim/adamw.h"
+#include "train/memory_plan.h"
 
 namespace egmla {
 namespace {
@@ -33,19 +32,6 @@ void count_parameters(const ParameterStore& store, Inspection& out) {
   out.parameters = store.elements();
 }
 
-// One micro-batch forward and backward on the plan; the memory it needs beyond what is held for good.
-int64_t activation_bytes(const Config& config, Context& plan, Transformer& model) {
-  const int64_t B = config.train.micro_batch_size, T = config.data.sequence_length;
-  const int64_t held = plan.memory().in_use;
-  HostBatch host{.B = B, .T = T, .inputs = {}, .targets = {}, .document_start = {}, .counted = B * T};
-  host.inputs.assign(static_cast<size_t>(B * T), 0);
-  host.targets = host.inputs;
-  if (config.data.mask_documents) host.document_start = host.inputs;
-  Tape tape(plan);
-  tape.backward(model.loss(tape, to_device(plan, host, true), 1.0).loss);
-  return plan.memory().peak - held;
-}
-
 std::string gib(int64_t bytes) {
   return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30));
 }
@@ -62,21 +48,9 @@ Inspection inspect(const Config& config) {
   const DType dtype = bf16 ? DType::bf16 : DType::f32;
   out.dtype = name_of(dtype);
 
-  Context plan{PlanContext(out.for_cpu)};
-  Transformer model(config.model);
-  model.set_recompute(config.train.recompute);
+  const Transformer model(config.model);
   count_parameters(model.parameters(), out);
-  model.allocate(plan, dtype);
-  const ParameterStore& store = model.parameters();
-  const auto bytes = [](const Tensor& tensor) {
-    return tensor.defined() ? static_cast<int64_t>(tensor.view().bytes()) : 0;
-  };
-  const AdamWOptimizer optimizer(model.parameters(), config.train.optimizer, 1, 0);
-  out.weights = bytes(store.master()) + bytes(store.working());
-  out.gradients = bytes(store.grad());
-  out.optimizer = bytes(optimizer.exp_avg()) + bytes(optimizer.exp_avg_sq());
-  out.activations = activation_bytes(config, plan, model);
-
+  out.memory = plan_memory(config, out.for_cpu, dtype, config.train.micro_batch_size);
   out.matmul = model.matmul_parameters();
   out.cache_elements = model.cache_elements();
   out.cache_bytes = out.cache_elements * static_cast<int64_t>(size_of(dtype));
@@ -108,10 +82,10 @@ std::string inspection_text(const Config& config, const Inspection& found) {
   number("  bytes", found.cache_bytes);
   line("FLOPs per token", fmt::format("{:.4g}", found.flops_per_token));
   line(fmt::format("memory on {}, {}", found.for_cpu ? "cpu" : "cuda", found.dtype), "");
-  line("  weights", gib(found.weights));
-  line("  gradients", gib(found.gradients));
-  line("  optimizer", gib(found.optimizer));
-  line(fmt::format("  activations, B {}", config.train.micro_batch_size), gib(found.activations));
+  line("  weights", gib(found.memory.weights));
+  line("  gradients", gib(found.memory.gradients));
+  line("  optimizer", gib(found.memory.optimizer));
+  line(fmt::format("  activations, B {}", config.train.micro_batch_size), gib(found.memory.activations));
   return out;
 }
 
@@ -130,10 +104,10 @@ std::string inspection_json(const Inspection& found) {
                                         {"mha_elements_per_token", found.mha_cache_elements}}},
                                       {"flops", {{"per_token", found.flops_per_token}}},
                                       {"memory",
-                                       {{"weights", found.weights},
-                                        {"gradients", found.gradients},
-                                        {"optimizer", found.optimizer},
-                                        {"activations", found.activations},
+                                       {{"weights", found.memory.weights},
+                                        {"gradients", found.memory.gradients},
+                                        {"optimizer", found.memory.optimizer},
+                                        {"activations", found.memory.activations},
                                         {"device", found.for_cpu ? "cpu" : "cuda"},
                                         {"dtype", found.dtype}}}};
   return out.dump();

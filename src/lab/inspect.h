@@ -4,16 +4,17 @@
 #include <string>
 
 #include "io/config.h"
+#include "train/memory_plan.h"
 
 namespace egmla {
 
 struct Inspection {
   int64_t parameters = 0, embedding = 0, attention = 0, ffn = 0, norms = 0, gate_tables = 0, matmul = 0;
-  int64_t cache_elements = 0;                                          // per token, all layers
-  int64_t mha_cache_elements = 0;                                      // of MHA with the same heads and value width
-  int64_t cache_bytes = 0;                                             // per token in the compute type
-  double flops_per_token = 0;                                          // forward and backward, matrix products alone
-  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0;  // bytes; activations of one micro-batch
+  int64_t cache_elements = 0;      // per token, all layers
+  int64_t mha_cache_elements = 0;  // of MHA with the same heads and value width
+  int64_t cache_bytes = 0;         // per token in the compute type
+  double flops_per_token = 0;      // forward and backward, matrix products alone
+  MemoryPlan memory;
   bool for_cpu = true;
   std::string dtype;
 };

@@ -85,9 +85,15 @@ void ParameterStore::allocate(Context& context, DType compute) {
     span.size = offset - span.begin;
   }
   const DType master = compute == DType::f64 ? DType::f64 : DType::f32;
-  master_ = Tensor::zeros(context, {offset}, master);
-  grad_ = Tensor::zeros(context, {offset}, master);
-  if (compute == DType::bf16) working_ = Tensor::zeros(context, {offset}, compute);
+  {
+    const MemoryScope scope(context, MemoryCategory::weights);
+    master_ = Tensor::zeros(context, {offset}, master);
+    if (compute == DType::bf16) working_ = Tensor::zeros(context, {offset}, compute);
+  }
+  {
+    const MemoryScope scope(context, MemoryCategory::gradients);
+    grad_ = Tensor::zeros(context, {offset}, master);
+  }
   for (Entry& entry : entries_) place(entry);
   for (const NamedTensor& tensor : tensors_) {
     context.name_memory(at(master_, tensor.offset, tensor.shape()), tensor.path);

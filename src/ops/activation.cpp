@@ -7,6 +7,7 @@ namespace egmla::ops {
 Var swiglu(const Var& x) {
   check(x.shape().back() % 2 == 0, "swiglu: x must be [...,2F]; x is {}", x.shape().text());
   Tape& tape = *x.tape;
+  const OpScope scope(tape.context(), "swiglu");
   const auto forward = [](const Tensor& in) {
     Shape shape = in.shape();
     shape[-1] /= 2;
@@ -29,6 +30,7 @@ Var swiglu(const Var& x) {
 Var swiglu_linear(const Var& x, Parameter& weight) {
   Tape& tape = *x.tape;
   if (!tape.frugal() || x.id == kNoGrad) return linear(swiglu(x), weight);
+  const OpScope scope(tape.context(), "swiglu_linear");
   Tape forward(tape.context(), Tape::Mode::inference);
   Var y = tape.output(linear(swiglu(forward.constant(x.value)), weight).value);
   tape.record("swiglu_linear", [x = x.activation(), w = &weight, x_id = x.id, id = y.id](Tape& t) {
@@ -50,6 +52,7 @@ Var swiglu_linear(const Var& x, Parameter& weight) {
 
 Var gelu(const Var& x) {
   Tape& tape = *x.tape;
+  const OpScope scope(tape.context(), "gelu");
   const auto forward = [](const Tensor& in) {
     Tensor out = Tensor::empty(in.context(), in.shape(), in.dtype());
     launch(in.context(), GeluForward{.out = out.view(), .x = in.view()});

@@ -61,6 +61,7 @@ Var attention(const Var& q, const Var& k, const Var* k_rope, const Var& v, const
         qs.text(), ks.text(), vs.text(), dr);
   check(k.id == kNoGrad || (k.id != v.id && k.id != q.id), "attention: q, k and v must be variables of their own");
   Tape& tape = *q.tape;
+  const OpScope scope(tape.context(), "attention");
   const DType statistics = q.value.dtype() == DType::f64 ? DType::f64 : DType::f32;
   const int64_t B = qs[0], T = qs[1], H = qs[2], dv = vs[3];
   Tensor out = Tensor::empty(tape.context(), {B, T, H * dv}, q.value.dtype());

@@ -16,6 +16,7 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
         normed ? weight->value.shape.text() : "", normed ? bias->value.shape.text() : "");
   Tape& tape = *u.tape;
   Context& context = tape.context();
+  const OpScope scope(context, "gate");
   const DType statistics = u.value.dtype() == DType::f64 ? DType::f64 : DType::f32;
   // [B, T, H, w] with any strides whose first two axes collapse, as [N, H, w].
   const auto rows = [=](const View& view) {

@@ -28,6 +28,7 @@ HeadLoss head_loss(const Var& x, Parameter& weight, const Tensor& targets, doubl
         weight.value.shape.text(), targets.shape().text());
   Tape& tape = *x.tape;
   Context& context = tape.context();
+  const OpScope scope(context, "head_loss");
   const DType statistics = weight.value.dtype == DType::f64 ? DType::f64 : DType::f32;
   HeadLoss result;
   result.per_token = Tensor::empty(context, {N}, statistics);
@@ -64,6 +65,7 @@ Tensor head_logits(const Tensor& x, Parameter& weight) {
   check(x.shape().back() == weight.value.size(1),
         "head_logits: x must be [...,C] and weight [V,C]; x is {}, weight is {}", x.shape().text(),
         weight.value.shape.text());
+  const OpScope scope(x.context(), "head_logits");
   Shape shape = x.shape();
   shape[-1] = weight.value.size(0);
   Tensor logits = Tensor::empty(x.context(), shape, weight.value.dtype);

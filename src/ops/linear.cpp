@@ -20,6 +20,7 @@ Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild)
   check(w.rank() == 2 && x.shape().rank() >= 2 && x.shape().back() == w.size(1),
         "linear: x must be [...,K] and weight [M,K]; x is {}, weight is {}", x.shape().text(), w.shape.text());
   Tape& tape = *x.tape;
+  const OpScope scope(tape.context(), "linear");
   Var y = tape.output(product(x.value, weight), std::move(rebuild));
   if (tape.recording()) {
     tape.record("linear", [x = x.activation(), x_id = x.id, parameter = &weight, id = y.id](Tape& t) {
@@ -51,6 +52,7 @@ Var small_linear(const Var& x, Parameter& weight) {
 Var add(const Var& a, const Var& b) {
   check(a.shape() == b.shape(), "add: shapes must agree; a is {}, b is {}", a.shape().text(), b.shape().text());
   Tape& tape = *a.tape;
+  const OpScope scope(tape.context(), "add");
   Tensor out = Tensor::empty(tape.context(), a.shape(), a.value.dtype());
   launch(tape.context(), Add{.out = out.view(), .a = a.view(), .b = b.view()});
   Var y = tape.output(out);

@@ -97,6 +97,7 @@ void backward(Context& context, const View& dx, const Tensor& x, const Statistic
 Var norm(const Var& x, Parameter& weight, Parameter* bias, double eps) {
   check_norm(x, weight, bias);
   Tape& tape = *x.tape;
+  const OpScope scope(tape.context(), bias ? "layer_norm" : "rms_norm");
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   const Statistics saved = forward(out, x.value, View{}, Tensor{}, weight, bias, eps);
   const Activation kept = x.activation();
@@ -120,6 +121,7 @@ std::pair<Var, Var> add_norm(const Var& x, const Var& delta, Parameter& weight, 
   check(x.shape() == delta.shape(), "add_norm: shapes must agree; x is {}, delta is {}", x.shape().text(),
         delta.shape().text());
   Tape& tape = *x.tape;
+  const OpScope scope(tape.context(), bias ? "add_layer_norm" : "add_rms_norm");
   Tensor sum = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   const Statistics saved = forward(out, x.value, delta.view(), sum, weight, bias, eps);

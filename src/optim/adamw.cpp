@@ -9,15 +9,16 @@ AdamWOptimizer::AdamWOptimizer(ParameterStore& store, const OptimizerConfig& con
     : store_(&store), config_(config), gate_lr_scale_(gate_lr_scale), gate_weight_decay_(gate_weight_decay) {
   Context& context = store.context();
   const DType master = store.master().dtype();
+  const MemoryScope scope(context, MemoryCategory::optimizer);
   exp_avg_ = Tensor::zeros(context, store.master().shape(), master);
   exp_avg_sq_ = Tensor::zeros(context, store.master().shape(), master);
   partials_ = Tensor::zeros(context, {kSquareSumPartials}, master);
   norm_ = Tensor::zeros(context, {1}, master);
 }
 
-const Tensor& AdamWOptimizer::measure_grad_norm() {
+const Tensor& AdamWOptimizer::measure_grad_norm(bool halt) {
   launch(store_->context(), SquareSum{.partials = partials_.view(), .x = store_->grad().view()});
-  launch(store_->context(), GradNorm{.norm = norm_.view(), .partials = partials_.view()});
+  launch(store_->context(), GradNorm{.norm = norm_.view(), .partials = partials_.view(), .halt = halt});
   return norm_;
 }
 

@@ -12,8 +12,9 @@ class AdamWOptimizer {
   // gate_lr_scale multiplies the rate of gate tables, gate_weight_decay is theirs alone.
   AdamWOptimizer(ParameterStore& store, const OptimizerConfig& config, double gate_lr_scale, double gate_weight_decay);
 
-  // Global norm of all gradients, [1] on the device.
-  const Tensor& measure_grad_norm();
+  // Global norm of all gradients, [1] on the device. With `halt`, the first norm that is not finite stands for all
+  // later ones, so that step() changes nothing until the host has read it.
+  const Tensor& measure_grad_norm(bool halt = false);
   // Updates every parameter with gradients clipped to `max_norm` (0: not clipped) by the norm measured last. `step`
   // counts from 1. A non-finite norm changes nothing.
   void step(double lr, int64_t step, double max_norm);

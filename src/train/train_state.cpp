@@ -9,6 +9,7 @@
 #include "infer/device.h"
 #include "infer/hf_import.h"
 #include "infer/trained_model.h"
+#include "train/memory_plan.h"
 
 namespace egmla {
 namespace {
@@ -81,7 +82,7 @@ void TrainState::open_data() {
 }
 
 void TrainState::open_model() {
-  context_ = open_device(config_.run.device, host_->rank());
+  context_ = open_device(config_.run, host_->rank());
   device_ranks_ = connect_devices(*context_, *host_);
   load_measured_choices(*context_, config_.run.dir + "/" + kMeasuredChoices);
   set_attention_backend(*context_, config_.run.attention_backend);
@@ -89,6 +90,11 @@ void TrainState::open_model() {
   model_ = std::make_unique<Transformer>(config_.model);
   model_->set_recompute(config_.train.recompute);
   ParameterStore& store = model_->parameters();
+  context_->set_memory_advice(
+      [this, dtype,
+       sequences = config_.train.batch_tokens / config_.data.sequence_length / host_->size()](int64_t capacity) {
+        return memory_advice(config_, context_->is_cpu(), dtype, micro_batch_size_, sequences, capacity);
+      });
   model_->allocate(*context_, dtype);
   const GateConfig& gate = config_.model.attention.gate;
   optimizer_ = std::make_unique<AdamWOptimizer>(store, config_.train.optimizer, gate.lr_scale, gate.weight_decay);

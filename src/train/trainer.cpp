@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "dist/gradient_sync.h"
 #include "dist/watchdog.h"
@@ -65,16 +66,20 @@ struct Records {
   TensorboardWriter tensorboard;
 };
 
-// A step whose kernels are launched.
+// A step whose kernels are launched; its scalars are on their way to the host.
 struct LaunchedStep {
   int64_t step = 0;
   double lr = 0;
-  std::vector<Tensor> losses;  // [1] each, parts of the mean
-  Tensor grad_norm;            // [1], the optimizer's: valid until the next step
+  std::vector<std::unique_ptr<HostCopy>> losses;  // parts of the mean
+  std::unique_ptr<HostCopy> grad_norm;
 };
 
-float scalar(const Tensor& value) {
-  return value.to_host<float>().front();
+std::unique_ptr<HostCopy> read_later(const Tensor& scalar) {
+  return scalar.context().copy_to_host_later(scalar.view().data, sizeof(float));
+}
+
+double value_of(HostCopy& scalar) {
+  return static_cast<double>(*static_cast<const float*>(scalar.wait()));
 }
 
 class Trainer {
@@ -85,7 +90,7 @@ class Trainer {
  private:
   std::vector<Tensor> compute_gradients(int64_t step);
   LaunchedStep launch_step(int64_t step);
-  void finish(const LaunchedStep& launched, bool last);
+  void finish_launched(bool last);
   void evaluate_into(MetricsRow& row);
   void write_sample(int64_t step);
   void save();
@@ -101,8 +106,10 @@ class Trainer {
   const ParallelConfig& parallel_;
   GradientSync sync_;
   std::optional<Records> records_;
-  int64_t sequences_;  // S, of a global step
-  int64_t last_step_;  // of this launch
+  std::optional<LaunchedStep> launched_;  // the newest step, while the device may still work on it
+  int64_t sequences_;                     // S, of a global step
+  int64_t last_step_;                     // of this launch
+  bool reads_late_;                       // a step's scalars are read while the device works on the next one
   double flops_per_token_, earlier_time_ = 0, trained_time_ = 0;
   std::optional<double> peak_;
   Clock::time_point step_start_;
@@ -117,6 +124,7 @@ Trainer::Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog)
       sync_(state_.model().parameters(), state_.ranks(), parallel_.bucket_mb),
       sequences_(train_.batch_tokens / state_.config().data.sequence_length),
       last_step_(train_.stop_at_step > 0 ? std::min(train_.stop_at_step, train_.max_steps) : train_.max_steps),
+      reads_late_(!state_.context().is_cpu()),
       flops_per_token_(state_.model().flops_per_token(state_.config().data.sequence_length)),
       peak_(peak_flops(state_.context().name(), state_.config().run.peak_tflops)) {
   const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
@@ -152,18 +160,24 @@ std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
 }
 
 LaunchedStep Trainer::launch_step(int64_t step) {
-  LaunchedStep launched{
-      step, learning_rate(train_.optimizer, train_.schedule, step, train_.max_steps), compute_gradients(step), {}};
-  launched.grad_norm = state_.optimizer().measure_grad_norm();
+  LaunchedStep launched{.step = step,
+                        .lr = learning_rate(train_.optimizer, train_.schedule, step, train_.max_steps),
+                        .losses = {},
+                        .grad_norm = {}};
+  for (const Tensor& part : compute_gradients(step)) launched.losses.push_back(read_later(part));
+  launched.grad_norm = read_later(state_.optimizer().measure_grad_norm(!train_.skip_nonfinite));
   state_.optimizer().step(launched.lr, step, train_.grad_clip);  // a non-finite norm changes nothing
   return launched;
 }
 
-void Trainer::finish(const LaunchedStep& launched, bool last) {
+// Waits for the scalars of the launched step and records it.
+void Trainer::finish_launched(bool last) {
+  if (!launched_) return;
+  const LaunchedStep launched = *std::exchange(launched_, std::nullopt);
   double loss = 0;
-  for (const Tensor& part : launched.losses) loss += static_cast<double>(scalar(part));
+  for (const auto& part : launched.losses) loss += value_of(*part);
   loss = ranks_.sum(loss);
-  const double norm = static_cast<double>(scalar(launched.grad_norm));
+  const double norm = value_of(*launched.grad_norm);
   CheckpointState& state = state_.state();
   state.step = launched.step;
   state.tokens += train_.batch_tokens;
@@ -243,6 +257,7 @@ void Trainer::save() {
 void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
   const ParameterStore& store = state_.model().parameters();
   std::vector<std::pair<double, std::string>> largest;
+  compute_gradients(step);  // the next step may have written its own; the weights are still those of this one
   const std::vector<float> grads = store.grad().to_host<float>();
   for (const NamedTensor& tensor : store.tensors()) {
     double size = 0;
@@ -272,15 +287,21 @@ void Trainer::run() {
   const StopSignals signals;
   step_start_ = Clock::now();
   for (int64_t step = state.step + 1; step <= last_step_; ++step) {
-    const LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
+    watch(fmt::format("step {}", step), parallel_.deadlines.step, "parallel.deadlines.step");
+    LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
+    finish_launched(false);  // the step before, while the device works on this one
+    launched_ = std::move(launched);
     const int signal = ranks_.maximum(StopSignals::received());
     const bool last = step == last_step_ || signal, saves = due(train_.checkpoint.every, step, last) || last;
     const bool sample =
         state_.tokenizer() && !train_.sample.prompt.empty() && due(train_.sample.every, step, step == train_.max_steps);
-    finish(launched, last);
+    const bool compares = due(parallel_.check_every, step, false) && ranks_.size() > 1;
+    const bool evaluates = state_.validation() && due(train_.eval.every, step, step == train_.max_steps);
+    if (!reads_late_ || saves || sample || compares || evaluates) finish_launched(last);
+    if (compares) check_equal_weights(state_.model().parameters().master(), ranks_, step);
     if (sample && ranks_.is_root()) write_sample(step);
     if (saves) save();
-    step_start_ = Clock::now();
+    if (!launched_) step_start_ = Clock::now();
     if (signal) {
       spdlog::info("signal {}: saved step {}; run the same command to go on", signal, step);
       return;
