@@ -47,6 +47,9 @@ if make_venv >build/venv.log 2>&1; then
   check tensorboard "$venv/bin/python" tests/interop/check_tensorboard.py "$work/egmla/trained"
   check tokenizer "$venv/bin/python" tests/interop/check_tokenizer.py build/egmla
   check export "$venv/bin/python" tests/interop/check_export.py build/egmla
+  if has_cuda_toolkit && has_gpu; then
+    check devices "$venv/bin/python" tests/interop/check_devices.py build/egmla
+  fi
   checks="done"
 elif [[ ${EGMLA_REQUIRE_CHECKS:-0} == 1 ]]; then
   tail -n 3 build/venv.log >&2
