@@ -15,6 +15,7 @@
 #include "core/check.h"
 #include "core/files.h"
 #include "data/block_encoder.h"
+#include "data/distinct_documents.h"
 #include "data/prepare.h"
 #include "text/bpe_trainer.h"
 
@@ -161,6 +162,58 @@ TEST_F(PrepareTest, ManyDocumentsAreSplitWhole) {
   EXPECT_GT(summary.train.shards.size(), 3u);
   EXPECT_EQ(written("train"), expected({documents.begin(), documents.end() - 3}));
   EXPECT_EQ(written("val"), expected({documents.end() - 3, documents.end()}));
+}
+
+TEST_F(PrepareTest, DuplicatesAreLeftOutBeforeTheSplit) {
+  const std::vector<std::string> documents = {"one", "two\n", "one", "one\n", "two\n", "three", "one", "four", "five"};
+  std::string lines;
+  for (const std::string& text : documents) lines += nlohmann::json({{"text", text}}).dump() + "\n";
+  input("a.jsonl", lines);
+  options_.deduplicate = true;
+  options_.val_fraction = 0.34;  // of six documents
+  const PrepareSummary summary = prepare_data(options_);
+  EXPECT_EQ(written("train"), expected({"one", "two\n", "one\n", "three"}));
+  EXPECT_EQ(written("val"), expected({"four", "five"}));
+  EXPECT_EQ(summary.duplicates, 3);
+  EXPECT_EQ(summary.duplicate_bytes, 10);
+  const auto meta = nlohmann::json::parse(read_file(options_.out + "/meta.json"));
+  EXPECT_EQ(meta["duplicates_left_out"]["documents"], 3);
+}
+
+TEST_F(PrepareTest, SplitByHashSpreadsAndNeverPartsEqualDocuments) {
+  std::vector<std::string> documents;
+  std::string lines;
+  for (int i = 0; i < 2000; ++i) {
+    documents.push_back(fmt::format("document {} {}", i % 1990, kVerse));
+    lines += nlohmann::json({{"text", documents.back()}}).dump() + "\n";
+  }
+  input("a.jsonl", lines);
+  options_.val_fraction = 0.1;
+  options_.val_split = ValSplit::hash;
+  const PrepareSummary summary = prepare_data(options_);
+  EXPECT_NEAR(static_cast<double>(summary.val.documents), 200, 55);  // four standard deviations
+  std::vector<std::string> train, val;
+  for (const std::string& text : documents) {
+    (document_hash(text).fraction() < 0.1 ? val : train).push_back(text);
+  }
+  EXPECT_EQ(written("train"), expected(train));
+  EXPECT_EQ(written("val"), expected(val));
+  const auto in_first_half = [&](const std::string& text) {
+    return std::find(documents.begin(), documents.begin() + 1000, text) != documents.begin() + 1000;
+  };
+  EXPECT_NEAR(static_cast<double>(std::count_if(val.begin(), val.end(), in_first_half)), 100, 40);
+}
+
+TEST(DocumentHash, DependsOnEveryByteAndTheLength) {
+  const std::string text(19, 'a');
+  const DocumentHash whole = document_hash(text);
+  for (size_t i = 0; i < text.size(); ++i) {
+    std::string other = text;
+    other[i] = 'b';
+    EXPECT_NE(document_hash(other).high, whole.high) << i;
+    EXPECT_NE(document_hash(other).low, whole.low) << i;
+  }
+  EXPECT_FALSE(document_hash(text + '\0') == whole);
 }
 
 TEST_F(PrepareTest, JsonlPlainAndPackedGiveTheSameIds) {

@@ -228,6 +228,67 @@ TEST_F(Sweep, StartedAgainItKeepsWhatIsFinished) {
   EXPECT_TRUE(has(other.last_line(), "train.optimizer.lr: 0.0006 -> 0.001")) << other.err;
 }
 
+TEST_F(Sweep, WhatIsRecordedAsFinishedNeedsNoCheckpoint) {
+  write_data();
+  write_sweep("grid: {model.attention.type: [mha, mla]}\n");
+  ASSERT_EQ(sweep().code, 0);
+  for (const char* run : {"type_mha", "type_mla"}) fs::remove_all(file(fmt::format("runs/{}/checkpoints", run)));
+  const Outcome again = sweep();
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_TRUE(has(again.err, "2 runs, 2 of them finished")) << again.err;
+  write_file(file("runs/sweep.json"), "{}");
+  const Outcome damaged = sweep();
+  EXPECT_EQ(damaged.code, 2);
+  EXPECT_TRUE(has(damaged.last_line(), "sweep.json: damaged")) << damaged.err;
+}
+
+TEST_F(Sweep, SeveralSweepsShareTheirPlacesAndBeginWithFirstSeeds) {
+  write_data();
+  write_sweep("grid: {model.attention.type: [mha, mla]}\nseeds: [1, 2]\n");
+  write_file(file("second.yaml"), "dir: " + file("other") + "\nbase: base.yaml\n");
+  const std::string files = fmt::format("sweep '{}' '{}' --jobs 1", file("sweep.yaml"), file("second.yaml"));
+  const Outcome outcome = egmla_command(files, "OMP_NUM_THREADS=2");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  std::vector<size_t> places;
+  for (const char* run :
+       {"s type_mha-seed_1:", "s type_mla-seed_1:", "s type_mha-seed_2:", "s type_mla-seed_2:", "second second:"})
+    places.push_back(outcome.err.find(run));
+  EXPECT_TRUE(std::is_sorted(places.begin(), places.end())) << outcome.err;
+  EXPECT_NE(places.back(), std::string::npos) << outcome.err;
+  EXPECT_TRUE(has(outcome.out, "## s\n\n| model.attention.type |")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, "## second\n\n| finished |")) << outcome.out;
+  EXPECT_TRUE(exists("other/second/checkpoints/step-00000010.h5"));
+}
+
+TEST_F(Sweep, TheSameTrainingOfTwoSweepsIsDoneOnce) {
+  write_data();
+  write_sweep("grid: {model.attention.type: [mha, mla]}\n");
+  write_file(file("second.yaml"), "dir: " + file("other") +
+                                      "\nbase: base.yaml\ngrid: {case: {a: "
+                                      "{model.attention.type: mla}, b: {train.optimizer.lr: 1e-3}}}\n");
+  const std::string files = fmt::format("sweep '{}' '{}'", file("sweep.yaml"), file("second.yaml"));
+  const Outcome outcome = egmla_command(files, "OMP_NUM_THREADS=2");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(has(outcome.err, "second a: the same training as " + file("runs/type_mla"))) << outcome.err;
+  EXPECT_EQ(read_file(file("other/a/metrics.jsonl")), read_file(file("runs/type_mla/metrics.jsonl")));
+  EXPECT_EQ(load_runs({file("other/a")})[0].name, "a");
+  EXPECT_TRUE(exists("other/a/checkpoints/step-00000010.h5"));
+  EXPECT_FALSE(exists("other/a/output.txt"));
+  EXPECT_TRUE(exists("other/b/output.txt"));
+  EXPECT_EQ(egmla_command(files).code, 0);
+}
+
+TEST_F(Sweep, TheTimeLimitLeavesTheRestForTheNextStart) {
+  write_data();
+  write_sweep("grid: {model.attention.type: [mha, mla, egmla]}\n");
+  const Outcome outcome = sweep("--time-limit 0.001");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_TRUE(has(outcome.last_line(), "the time limit of 0.001 s left 3 of 3 runs to do")) << outcome.err;
+  EXPECT_EQ(states().at("type_egmla"), "waiting");
+  const Outcome again = sweep("--time-limit 1000");
+  EXPECT_EQ(again.code, 0) << again.err;
+}
+
 class StoppedSweep : public Sweep {
  protected:
   // Starts a sweep of two long runs at once, and sends it a signal once both train.

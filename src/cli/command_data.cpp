@@ -43,6 +43,16 @@ void add_prepare(CLI::App& parent) {
                    "share is less than one document (a text that is one document, say)")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  command
+      ->add_option_function<std::string>(
+          "--val-split",
+          [options](const std::string& word) { options->val_split = word == "hash" ? ValSplit::hash : ValSplit::last; },
+          "last: the last documents are kept for validation; hash: those chosen by a hash of their content, all over\n"
+          "the input and the same whatever else it holds")
+      ->check(CLI::IsMember({"last", "hash"}))
+      ->default_str("last");
+  command->add_flag("--deduplicate", options->deduplicate,
+                    "leave out documents that are byte for byte like an earlier one");
   command->add_option("--shard-tokens", options->shard_tokens, "most tokens in a shard")->capture_default_str();
   command->add_option("--threads", options->threads, "0: one for each core")
       ->check(CLI::Range(0, 4096))
@@ -56,6 +66,9 @@ void add_prepare(CLI::App& parent) {
     const PrepareSummary summary = prepare_data(*options);
     print_split("train", summary.train);
     print_split("val", summary.val);
+    if (options->deduplicate) {
+      fmt::print("left out  {} duplicate documents, {} bytes\n", summary.duplicates, summary.duplicate_bytes);
+    }
   });
 }
 

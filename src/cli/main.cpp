@@ -39,6 +39,7 @@ void add_commands(CLI::App& app) {
   add_tokenizer_command(app);
   add_sweep_command(app);
   add_report_command(app);
+  add_compare_command(app);
   add_bench_command(app);
 }
 

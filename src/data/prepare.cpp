@@ -15,6 +15,7 @@
 #include "core/files.h"
 #include "data/block_encoder.h"
 #include "data/byte_source.h"
+#include "data/distinct_documents.h"
 #include "data/progress_bar.h"
 #include "text/tokenizer.h"
 
@@ -53,15 +54,23 @@ class LineCounter {
 SplitPoint find_split_point(const PrepareOptions& options, const std::vector<std::string>& inputs) {
   int64_t documents = 0;
   LineCounter counter;
+  const auto end_document = [&] {
+    counter.end_document();
+    ++documents;
+  };
+  DistinctDocuments distinct(true, [&](std::string_view text, const DocumentHash&) {
+    counter.add(text);
+    end_document();
+  });
   ProgressBar bar("counting", total_bytes(inputs));
-  read_documents(inputs, options.format,
-                 {.text = [&](std::string_view text) { counter.add(text); },
-                  .end_document =
-                      [&] {
-                        counter.end_document();
-                        ++documents;
-                      },
-                  .progress = [&](int64_t bytes) { bar.update(bytes); }});
+  DocumentHandlers handlers = {.text = [&](std::string_view text) { counter.add(text); },
+                               .end_document = end_document,
+                               .progress = [&](int64_t bytes) { bar.update(bytes); }};
+  if (options.deduplicate) {
+    handlers.text = [&](std::string_view text) { distinct.add(text); };
+    handlers.end_document = [&] { distinct.end_document(); };
+  }
+  read_documents(inputs, options.format, handlers);
   const auto first_part = [&](int64_t count) {
     const auto last = static_cast<int64_t>(std::llround(options.val_fraction * static_cast<double>(count)));
     return count - std::clamp<int64_t>(last, 1, count - 1);
@@ -72,23 +81,18 @@ SplitPoint find_split_point(const PrepareOptions& options, const std::vector<std
   return {.lines = first_part(counter.lines())};
 }
 
-// Sends documents to the training shards up to the split point, then to the validation shards.
+// Sends documents to the training and the validation shards: up to a point and from there on, or as it is told.
 class SplitWriter {
  public:
   SplitWriter(const PrepareOptions& options, const Tokenizer& tokenizer, const SplitPoint& point)
-      : point_(point),
-        train_(options.out, "train", tokenizer.vocab_size(), options.shard_tokens),
-        val_(options.out, "val", tokenizer.vocab_size(), options.shard_tokens),
-        encoder_(tokenizer,
-                 options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()),
-                 [this](std::span<const int32_t> ids) { (in_val_ ? val_ : train_).append(ids); }) {}
+      : point_(point), train_(options, "train", tokenizer), val_(options, "val", tokenizer) {}
 
   void add(std::string_view text) {
     const size_t cut = in_val_ || point_.lines == kAll ? text.size() : end_of_training(text);
     add_to_split(text.substr(0, cut));
     if (!in_val_ && lines_.lines() >= point_.lines) {
       end_document();
-      begin_val();
+      in_val_ = true;
     }
     add_to_split(text.substr(cut));
   }
@@ -97,21 +101,41 @@ class SplitWriter {
     if (!open_) return;  // it ended at the split point
     open_ = false;
     lines_.end_document();
-    encoder_.end_document();
-    ++(in_val_ ? summary_.val : summary_.train).documents;
-    if (!in_val_ && (summary_.train.documents == point_.documents || lines_.lines() >= point_.lines)) begin_val();
+    Side& side = in_val_ ? val_ : train_;
+    side.encoder.end_document();
+    ++side.summary.documents;
+    if (train_.summary.documents == point_.documents || lines_.lines() >= point_.lines) in_val_ = true;
   }
 
-  PrepareSummary finish() {
-    encoder_.flush();
-    summary_.train.shards = train_.finish();
-    summary_.val.shards = val_.finish();
-    summary_.train.tokens = train_.tokens();
-    summary_.val.tokens = val_.tokens();
-    return summary_;
+  // A document as a whole, to the side the caller chooses.
+  void add_document(std::string_view text, bool in_val) {
+    in_val_ = in_val;
+    add_to_split(text);
+    end_document();
   }
+
+  PrepareSummary finish() { return {.train = train_.finish(), .val = val_.finish()}; }
 
  private:
+  struct Side {
+    Side(const PrepareOptions& options, const std::string& name, const Tokenizer& tokenizer)
+        : shards(options.out, name, tokenizer.vocab_size(), options.shard_tokens),
+          encoder(tokenizer,
+                  options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()),
+                  [this](std::span<const int32_t> ids) { shards.append(ids); }) {}
+
+    SplitSummary finish() {
+      encoder.flush();
+      summary.shards = shards.finish();
+      summary.tokens = shards.tokens();
+      return summary;
+    }
+
+    ShardWriter shards;
+    SplitSummary summary;
+    BlockEncoder encoder;
+  };
+
   // End of the last line of training data in this part, or the whole part.
   size_t end_of_training(std::string_view text) const {
     size_t end = 0;
@@ -127,22 +151,16 @@ class SplitWriter {
     if (text.empty()) return;
     open_ = true;
     if (!in_val_ && point_.lines != kAll) lines_.add(text);
-    (in_val_ ? summary_.val : summary_.train).bytes += static_cast<int64_t>(text.size());
-    encoder_.add(text);
-  }
-
-  void begin_val() {
-    encoder_.flush();
-    in_val_ = true;
+    Side& side = in_val_ ? val_ : train_;
+    side.summary.bytes += static_cast<int64_t>(text.size());
+    side.encoder.add(text);
   }
 
   const SplitPoint point_;
-  ShardWriter train_, val_;
-  PrepareSummary summary_;
+  Side train_, val_;
   LineCounter lines_;  // of training data, where they decide
   bool in_val_ = false;
   bool open_ = false;  // a document has begun
-  BlockEncoder encoder_;
 };
 
 // Makes the directory; refuses or, when forced, removes what an earlier preparation left there, its meta.json first.
@@ -195,6 +213,9 @@ void write_meta(const PrepareOptions& options, const Tokenizer& tokenizer, const
   };
   add("train", summary.train);
   add("val", summary.val);
+  if (options.deduplicate) {
+    meta["duplicates_left_out"] = {{"documents", summary.duplicates}, {"bytes", summary.duplicate_bytes}};
+  }
   write_file(options.out + "/meta.json", meta.dump(2) + "\n");
 }
 
@@ -210,7 +231,7 @@ PrepareSummary prepare_data(const PrepareOptions& options) {
   std::vector<std::string> inputs = options.inputs;
   std::optional<PendingFile> spool;  // never committed: it goes when the work is done
   SplitPoint point;
-  if (options.val_fraction > 0.0) {
+  if (options.val_fraction > 0.0 && options.val_split == ValSplit::last) {
     const auto from_stdin = std::find(inputs.begin(), inputs.end(), "-");
     if (from_stdin != inputs.end()) {
       spool.emplace(options.out + "/stdin");
@@ -220,14 +241,26 @@ PrepareSummary prepare_data(const PrepareOptions& options) {
     point = find_split_point(options, inputs);
   }
   SplitWriter writer(options, tokenizer, point);
+  const bool by_hash = options.val_split == ValSplit::hash;
+  DistinctDocuments distinct(options.deduplicate, [&](std::string_view text, const DocumentHash& hash) {
+    if (by_hash) return writer.add_document(text, hash.fraction() < options.val_fraction);
+    writer.add(text);
+    writer.end_document();
+  });
   {
     ProgressBar bar("tokenizing", total_bytes(inputs));
-    read_documents(inputs, options.format,
-                   {.text = [&](std::string_view text) { writer.add(text); },
-                    .end_document = [&] { writer.end_document(); },
-                    .progress = [&](int64_t bytes) { bar.update(bytes); }});
+    DocumentHandlers handlers = {.text = [&](std::string_view text) { writer.add(text); },
+                                 .end_document = [&] { writer.end_document(); },
+                                 .progress = [&](int64_t bytes) { bar.update(bytes); }};
+    if (by_hash || options.deduplicate) {
+      handlers.text = [&](std::string_view text) { distinct.add(text); };
+      handlers.end_document = [&] { distinct.end_document(); };
+    }
+    read_documents(inputs, options.format, handlers);
   }
-  const PrepareSummary summary = writer.finish();
+  PrepareSummary summary = writer.finish();
+  summary.duplicates = distinct.documents_left_out();
+  summary.duplicate_bytes = distinct.bytes_left_out();
   check_usage(summary.train.tokens > 0, "data prepare: the inputs hold no text");
   write_meta(options, tokenizer, summary);
   return summary;

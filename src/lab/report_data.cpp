@@ -157,6 +157,13 @@ std::optional<double> RunData::final_val_loss() const {
   return std::nullopt;
 }
 
+std::optional<double> RunData::final_bits_per_byte() const {
+  for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
+    if (row->val_bits_per_byte) return row->val_bits_per_byte;
+  }
+  return std::nullopt;
+}
+
 double RunData::final_loss() const {
   const auto validation = final_val_loss();
   return validation ? *validation : final_train_loss().value_or(std::numeric_limits<double>::infinity());
@@ -222,7 +229,7 @@ std::optional<double> common_unigram_entropy(const std::vector<RunData>& runs) {
 
 SummaryTable summary_table(const std::vector<RunData>& runs) {
   SummaryTable table{{"Run", "Parameters", "Gate tables", "Cache per token", "Steps", "Tokens", "Training loss",
-                      "Validation loss", "Below unigram", "Tokens/s", "MFU", "Time"},
+                      "Validation loss", "Bits per byte", "Below unigram", "Tokens/s", "MFU", "Time"},
                      {}};
   for (const RunData& run : runs) {
     const auto validation = run.final_val_loss();
@@ -234,9 +241,9 @@ SummaryTable summary_table(const std::vector<RunData>& runs) {
     table.rows.push_back({run.name, count_or_unknown(run.parameters), count_or_unknown(run.gate_tables),
                           or_unknown(run.cache_elements, "{:.0f}"), std::to_string(last.step),
                           format_count(static_cast<double>(last.tokens)), or_unknown(run.final_train_loss(), "{:.4f}"),
-                          or_unknown(validation, "{:.4f}"), or_unknown(below, "{:.2f}"),
-                          format_count(run.median_tokens_per_s()), or_unknown(mfu, "{:.1f}%"),
-                          format_duration(last.time)});
+                          or_unknown(validation, "{:.4f}"), or_unknown(run.final_bits_per_byte(), "{:.4f}"),
+                          or_unknown(below, "{:.2f}"), format_count(run.median_tokens_per_s()),
+                          or_unknown(mfu, "{:.1f}%"), format_duration(last.time)});
   }
   return without_empty_columns(table);
 }

@@ -25,6 +25,7 @@ struct RunData {
   // Mean of the last fiftieth of the steps: single steps are noisy.
   std::optional<double> final_train_loss() const;
   std::optional<double> final_val_loss() const;
+  std::optional<double> final_bits_per_byte() const;  // on the validation data
   // The validation loss, or the training loss of a run without validation.
   double final_loss() const;
   double median_tokens_per_s() const;

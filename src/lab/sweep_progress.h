@@ -18,8 +18,21 @@ struct RunStatus {
   std::optional<RunData> data;  // of a finished run
 };
 
-// The state of a run that is not running. Raises a usage error when its directory was made under another configuration.
-RunStatus status_of(const PlannedRun& run);
+const char* name_of(RunState state);
+
+// The state of a run that is not running. A finished one has its last checkpoint, unless the sweep has recorded that it
+// finished: checkpoints may be removed then. Raises a usage error when its directory was made under another
+// configuration.
+RunStatus status_of(const PlannedRun& run, bool recorded_finished);
+
+// Of all runs, before any is started; what sweep.json says counts as recorded.
+std::vector<RunStatus> statuses_of(const SweepPlan& plan);
+
+// Equal for runs that differ in their names and directories alone, so that one training serves both.
+std::string training_key(const PlannedRun& run);
+
+// Makes a run's directory from that of a finished run of the same training; its checkpoints are linked.
+void adopt(const PlannedRun& run, const PlannedRun& finished);
 
 // FLOP/s: of the finished runs; where there are none, a guess for a GPU or by a product timed on the CPU.
 struct Speed {

@@ -34,7 +34,7 @@ struct Spread {
 struct Setting {
   const PlannedRun* run = nullptr;
   int64_t seeds = 0;
-  Spread validation{}, training{}, tokens_per_s{}, seconds{};
+  Spread validation{}, bits_per_byte{}, training{}, tokens_per_s{}, seconds{};
 };
 
 std::vector<Setting> settings_of(const SweepPlan& plan, const std::vector<RunStatus>& statuses) {
@@ -50,6 +50,7 @@ std::vector<Setting> settings_of(const SweepPlan& plan, const std::vector<RunSta
     };
     const RunData& data = *statuses[i].data;
     add(setting.validation, data.final_val_loss());
+    add(setting.bits_per_byte, data.final_bits_per_byte());
     add(setting.training, data.final_train_loss());
     add(setting.tokens_per_s, data.median_tokens_per_s());
     add(setting.seconds, data.rows.back().time);
@@ -81,9 +82,9 @@ void add_spread(std::vector<Cell>& row, const Spread& spread) {
   row.push_back(real_cell(spread.deviation(), "{:.4f}"));
 }
 
-const std::vector<std::string> kMeasures = {"finished",        "parameters",   "gate_tables",  "cache_elements",
-                                            "flops_per_token", "tokens",       "val_loss",     "val_spread",
-                                            "train_loss",      "train_spread", "tokens_per_s", "seconds"};
+const std::vector<std::string> kMeasures = {
+    "finished",   "parameters",    "gate_tables", "cache_elements", "flops_per_token", "tokens", "val_loss",
+    "val_spread", "bits_per_byte", "train_loss",  "train_spread",   "tokens_per_s",    "seconds"};
 
 std::vector<Cell> row_of(const Setting& setting) {
   const PlannedRun& run = *setting.run;
@@ -96,6 +97,8 @@ std::vector<Cell> row_of(const Setting& setting) {
   row.push_back({format_count(run.size.flops_per_token), fmt::format("{}", run.size.flops_per_token)});
   row.push_back(count_cell(run.tokens()));
   add_spread(row, setting.validation);
+  const Spread& bits = setting.bits_per_byte;
+  row.push_back(real_cell(bits.values.empty() ? std::nullopt : std::optional(bits.mean()), "{:.4f}"));
   add_spread(row, setting.training);
   for (const Spread* spread : {&setting.tokens_per_s, &setting.seconds}) {
     if (spread->values.empty()) {
@@ -175,6 +178,7 @@ Json json_of(const SweepPlan& plan, const std::vector<Setting>& settings) {
                     {"flops_per_token", size.flops_per_token},
                     {"tokens", setting.run->tokens()},
                     {"val_loss", json_of(setting.validation)},
+                    {"bits_per_byte", json_of(setting.bits_per_byte)},
                     {"train_loss", json_of(setting.training)},
                     {"tokens_per_s", json_of(setting.tokens_per_s)},
                     {"seconds", json_of(setting.seconds)}});

@@ -43,7 +43,8 @@ std::optional<MetricsRow> parse_row(std::string_view line) {
                     .tokens_per_s = number_at(object, "tokens_per_s"),
                     .mfu = optional_at(object, "mfu"),
                     .time = number_at(object, "time"),
-                    .val_loss = optional_at(object, "val_loss")};
+                    .val_loss = optional_at(object, "val_loss"),
+                    .val_bits_per_byte = optional_at(object, "val_bits_per_byte")};
 }
 
 struct Line {
@@ -81,6 +82,7 @@ std::string metrics_json(const MetricsRow& row) {
   object["mfu"] = row.mfu ? number(*row.mfu) : Json(nullptr);
   object["time"] = number(row.time);
   if (row.val_loss) object["val_loss"] = number(*row.val_loss);
+  if (row.val_bits_per_byte) object["val_bits_per_byte"] = number(*row.val_bits_per_byte);
   return object.dump();
 }
 

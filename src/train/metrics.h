@@ -20,6 +20,7 @@ struct MetricsRow {
   std::optional<double> mfu{};  // fraction of the device's peak; unknown on a CPU
   double time = 0.0;            // seconds of training so far, all launches together
   std::optional<double> val_loss{};
+  std::optional<double> val_bits_per_byte{};  // with a tokenizer; comparable between vocabularies
 };
 
 // One JSON object without line end. JSON knows no NaN: non-finite numbers become null, and null reads as NaN.

@@ -218,13 +218,17 @@ void Trainer::report(const MetricsRow& measured, bool last) {
       {"loss", row.loss}, {"lr", row.lr}, {"grad_norm", row.grad_norm}, {"tokens_per_s", row.tokens_per_s}};
   if (row.mfu) values.emplace_back("mfu", *row.mfu);
   if (row.val_loss) values.emplace_back("val_loss", *row.val_loss);
+  if (row.val_bits_per_byte) values.emplace_back("val_bits_per_byte", *row.val_bits_per_byte);
   records_->tensorboard.scalars(row.step, values);
 }
 
 void Trainer::evaluate_into(MetricsRow& row) {
-  const Evaluation result = evaluate(
-      state_.model(), *state_.validation(), state_.builder(),
-      {.micro_batch_size = state_.micro_batch_size(), .batches = train_.eval.batches, .communicator = &ranks_});
+  EvaluationOptions options{
+      .micro_batch_size = state_.micro_batch_size(), .batches = train_.eval.batches, .communicator = &ranks_};
+  if (state_.tokenizer())
+    options.bytes_of = [this](int32_t id) { return static_cast<int64_t>(state_.tokenizer()->bytes_of(id).size()); };
+  const Evaluation result = evaluate(state_.model(), *state_.validation(), state_.builder(), options);
+  row.val_bits_per_byte = result.bits_per_byte;
   row.val_loss = result.loss;
   spdlog::info("step {}: validation loss {:.4f} (perplexity {:.2f}, {} tokens)", row.step, result.loss,
                result.perplexity, result.tokens);
