@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Fetches real text from Debian's and Ubuntu's packages into data/text/NAME.txt.
-#   scripts/fetch_text.sh [kjv | gcide | linux-doc | wordnet]      kjv when none is named
+#   scripts/fetch_text.sh [kjv | gcide | linux-doc | wordnet | study]      kjv when none is named
 # kjv: the King James Bible, one verse a line (31,102), without the verse numbers, which would be free points for a
 # language model. gcide: an English dictionary. linux-doc: the kernel's documentation. wordnet: a definition a line.
+# study: documents of all of these and of the kernel's sources, as JSON lines in data/text/study.jsonl (study_text.py).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name=${1:-kjv}
 out=$root/data/text/$name.txt
+[[ $name != study ]] || out=$root/data/text/study.jsonl
 mkdir -p "$root/data/text"
 
 # Unpacks packages that are data alone into a folder of their own: nothing is installed, no rights are needed.
@@ -46,12 +48,17 @@ fetch_gcide() {
   gzip -dc <"$work/files/usr/share/dictd/gcide.dict.dz" | sed -n '/^A \\/,$p' >"$1"
 }
 
-# Every page in the order of its path. Debian's linux-doc names the package of the current kernel, which has the pages.
-fetch_linux-doc() {
+# unpack_current NAME: a package that names the one of the current kernel, which has the files.
+unpack_current() {
   local package
-  unpack linux-doc
-  package=$(apt-cache depends linux-doc | awk '/Depends: linux-doc-/ && !found++ {print $2}')
+  unpack "$1"
+  package=$(apt-cache depends "$1" | awk -v name="$1-" '/Depends:/ && index($2, name) == 1 && !found++ {print $2}')
   [[ -z $package ]] || unpack "$package"
+}
+
+# Every page in the order of its path.
+fetch_linux-doc() {
+  unpack_current linux-doc
   (cd "$work/files" && find . -type f \( -name '*.rst' -o -name '*.rst.gz' \) -print0 | LC_ALL=C sort -z |
     xargs -0 -r gzip -dcf) >"$1"
 }
@@ -72,7 +79,25 @@ fetch_wordnet() {
     "$data"/data.noun "$data"/data.verb "$data"/data.adj "$data"/data.adv >"$1"
 }
 
-declare -F "fetch_$name" >/dev/null || die "no text is called '$name'; there are kjv, gcide, linux-doc, wordnet"
+fetch_study() {
+  local folder=$work/study files=$work/files sources
+  command -v python3 >/dev/null || die "study: python3 was not found (apt-get install python3)"
+  "$root/scripts/fetch_text.sh" kjv
+  unpack dict-gcide wordnet-base
+  unpack_current linux-doc
+  unpack_current linux-source
+  mkdir -p "$folder/source"
+  sources=("$files"/usr/src/linux-source-*.tar.*)
+  tar -C "$folder/source" --strip-components=1 -xf "${sources[0]}"
+  ln -s "$files/usr/share/wordnet" "$folder/wordnet"
+  ln -s "$files/usr/share/dictd/gcide.dict.dz" "$folder/"
+  # With the numbers, from which the chapters are told.
+  bible -f gen1:1-rev22:21 >"$folder/kjv.txt"
+  ln -s "$(find "$files/usr/share/doc" -type d -name Documentation | sort | head -n 1)" "$folder/Documentation"
+  python3 "$root/scripts/study_text.py" "$folder" >"$1"
+}
+
+declare -F "fetch_$name" >/dev/null || die "no text is called '$name'; there are kjv, gcide, linux-doc, wordnet, study"
 if [[ -s $out ]] && { [[ $name != kjv ]] || kjv_is_whole "$out"; }; then
   note "$out is there: $(wc -l <"$out") lines, $(wc -c <"$out") bytes."
   exit 0
