@@ -57,15 +57,18 @@ std::vector<int32_t> generate(Transformer& model, const std::vector<int32_t>& pr
               positions);
   Decoder decoder(model, std::min(given + options.max_new_tokens, positions));
   std::vector<int32_t> out;
-  std::vector<int32_t> next = prompt;
+  std::vector<int32_t> next = prompt, sequence = prompt;
   while (static_cast<int64_t>(out.size()) < options.max_new_tokens &&
          decoder.length() + static_cast<int64_t>(next.size()) <= positions) {
-    const std::vector<float> logits = decoder.feed(next);
+    std::vector<float> logits = decoder.feed(next);
+    penalize_repetition(logits, sequence, options.sampling.repetition_penalty);
     const int32_t id = sample(logits, options.sampling, static_cast<uint64_t>(decoder.length()));
     if (id == options.end_of_text) break;
     out.push_back(id);
     if (options.on_token) options.on_token(id);
+    if (options.stopped && options.stopped()) break;
     next = {id};
+    sequence.push_back(id);
   }
   return out;
 }

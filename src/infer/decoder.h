@@ -32,6 +32,7 @@ struct GenerationOptions {
   SamplingOptions sampling;
   int32_t end_of_text = -1;                    // stops there; -1: never
   std::function<void(int32_t id)> on_token{};  // as soon as it is drawn
+  std::function<bool()> stopped{};             // asked after on_token: true ends the text
 };
 
 // The new ids after `prompt`, without the end-of-text id. A prompt longer than the model's positions is a usage error;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <unordered_set>
 
 #include "core/check.h"
 #include "core/rng.h"
@@ -13,7 +14,19 @@ void check_sampling(const SamplingOptions& options) {
   check_usage(options.temperature >= 0, "--temperature: {} is negative; 0 picks the most probable token",
               options.temperature);
   check_usage(options.top_k >= 0, "--top-k: {} is negative; 0 keeps all tokens", options.top_k);
+  check_usage(options.repetition_penalty > 0, "--repetition-penalty: {}; expected a number above 0, 1 for none",
+              options.repetition_penalty);
   check_usage(options.top_p > 0 && options.top_p <= 1, "--top-p: {} is outside (0, 1]", options.top_p);
+}
+
+void penalize_repetition(std::vector<float>& logits, std::span<const int32_t> seen, double penalty) {
+  if (penalty == 1.0) return;
+  const std::unordered_set<int32_t> ids(seen.begin(), seen.end());
+  const auto factor = static_cast<float>(penalty);
+  for (const int32_t id : ids) {
+    float& logit = logits[static_cast<size_t>(id)];
+    logit = logit > 0 ? logit / factor : logit * factor;
+  }
 }
 
 int32_t sample(const std::vector<float>& logits, const SamplingOptions& options, uint64_t position) {
