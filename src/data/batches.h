@@ -25,8 +25,9 @@ class BatchBuilder {
       : sequence_length_(sequence_length), end_of_text_(end_of_text) {}
 
   int64_t sequence_length() const { return sequence_length_; }
-  // Appends a sequence of `count` ids, 2 <= count <= T + 1.
-  void append(HostBatch& batch, const int32_t* ids, int64_t count) const;
+  // Appends a sequence of `count` ids, 2 <= count <= T + 1. Targets before the position `first_counted` are context
+  // alone.
+  void append(HostBatch& batch, const int32_t* ids, int64_t count, int64_t first_counted = 0) const;
 
  private:
   int64_t sequence_length_;

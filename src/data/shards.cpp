@@ -86,6 +86,12 @@ void Shard::check_ids(int64_t vocab_size, int64_t tokens) const {
   }
 }
 
+bool is_shard(const std::string& path) {
+  int32_t magic = 0;
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(&magic), sizeof magic);
+  return magic == kNarrowMagic || magic == kWideMagic || path.ends_with(".bin");
+}
+
 std::vector<std::string> expand_glob(const std::string& pattern) {
   glob_t found{};
   const int code = ::glob(pattern.c_str(), 0, nullptr, &found);

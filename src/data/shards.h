@@ -43,6 +43,9 @@ class Shard {
   bool wide_ = false;  // uint32
 };
 
+// Whether a file begins as a token shard does, or is named like one (.bin).
+bool is_shard(const std::string& path);
+
 // Files that match, sorted; a usage error ("missing shard") when there is none.
 std::vector<std::string> expand_glob(const std::string& pattern);
 

@@ -12,13 +12,16 @@ namespace {
 
 constexpr uint64_t kMixtureStream = 0x6d697874;  // keeps the mixture's draws apart from the sources'
 
-int64_t sequences_of(const TokenStream& stream, int64_t T) {
-  return (stream.size() - 1 + T - 1) / T;
+std::vector<TokenStream> open_all(const std::vector<DataSource>& sources, int64_t vocab_size) {
+  std::vector<TokenStream> streams;
+  for (const DataSource& source : sources) streams.emplace_back(source.path, vocab_size);
+  return streams;
 }
 
 }  // namespace
 
-TokenStream::TokenStream(const std::string& pattern, int64_t vocab_size) : offsets_{0}, vocab_size_(vocab_size) {
+TokenStream::TokenStream(const std::string& pattern, int64_t vocab_size)
+    : name_(pattern), offsets_{0}, vocab_size_(vocab_size) {
   for (const std::string& path : expand_glob(pattern)) {
     shards_.emplace_back(path);
     shards_.back().check_ids(vocab_size);
@@ -26,9 +29,13 @@ TokenStream::TokenStream(const std::string& pattern, int64_t vocab_size) : offse
   }
 }
 
+TokenStream::TokenStream(std::string name, std::vector<int32_t> ids, int64_t vocab_size)
+    : name_(std::move(name)), ids_(std::move(ids)), offsets_{0, std::ssize(ids_)}, vocab_size_(vocab_size) {}
+
 void TokenStream::read(int64_t begin, int64_t count, int32_t* out) const {
+  if (shards_.empty()) std::copy_n(ids_.begin() + begin, count, out);
   size_t shard = static_cast<size_t>(std::upper_bound(offsets_.begin(), offsets_.end(), begin) - offsets_.begin()) - 1;
-  for (int64_t done = 0; done < count; ++shard) {
+  for (int64_t done = 0; !shards_.empty() && done < count; ++shard) {
     const int64_t from = begin + done - offsets_[shard];
     const int64_t part = std::min(count - done, shards_[shard].size() - from);
     shards_[shard].read(from, part, out + done);
@@ -44,6 +51,7 @@ void TokenStream::read(int64_t begin, int64_t count, int32_t* out) const {
 }
 
 std::string TokenStream::locate(int64_t token) const {
+  if (shards_.empty()) return fmt::format("{}: token {}", name_, token);
   const size_t shard =
       static_cast<size_t>(std::upper_bound(offsets_.begin(), offsets_.end(), token) - offsets_.begin()) - 1;
   return fmt::format("{}: token {}", shards_[shard].path(), token - offsets_[shard]);
@@ -114,28 +122,34 @@ std::string TokenLoader::locate(int64_t sample) const {
 }
 
 ValidationSet::ValidationSet(const std::vector<DataSource>& sources, int64_t sequence_length, int64_t vocab_size)
-    : sequence_length_(sequence_length) {
-  for (const DataSource& source : sources) {
-    streams_.emplace_back(source.path, vocab_size);
-    check_usage(streams_.back().size() > 1, "data.val: {} holds {} tokens; at least 2 are needed", source.path,
-                streams_.back().size());
-  }
+    : ValidationSet(open_all(sources, vocab_size), sequence_length, sequence_length) {}
+
+ValidationSet::ValidationSet(std::vector<TokenStream> streams, int64_t sequence_length, int64_t stride)
+    : streams_(std::move(streams)), sequence_length_(sequence_length), stride_(stride) {
+  check_usage(stride >= 1 && stride <= sequence_length, "stride: {}; expected 1 to data.sequence_length, which is {}",
+              stride, sequence_length);
+  for (const TokenStream& stream : streams_)
+    check_usage(stream.size() > 1, "data.val: {} holds {} tokens; at least 2 are needed", stream.name(), stream.size());
+}
+
+int64_t ValidationSet::windows(const TokenStream& stream) const {
+  const int64_t targets = stream.size() - 1, behind_first = std::max<int64_t>(0, targets - sequence_length_);
+  return 1 + (behind_first + stride_ - 1) / stride_;
 }
 
 int64_t ValidationSet::sequences() const {
   int64_t sum = 0;
-  for (const TokenStream& stream : streams_) sum += sequences_of(stream, sequence_length_);
+  for (const TokenStream& stream : streams_) sum += windows(stream);
   return sum;
 }
 
-int64_t ValidationSet::read(int64_t sequence, int32_t* out) const {
+ValidationSet::Window ValidationSet::read(int64_t sequence, int32_t* out) const {
   size_t source = 0;
-  while (sequence >= sequences_of(streams_[source], sequence_length_))
-    sequence -= sequences_of(streams_[source++], sequence_length_);
-  const int64_t begin = sequence * sequence_length_;
+  while (sequence >= windows(streams_[source])) sequence -= windows(streams_[source++]);
+  const int64_t begin = sequence * stride_;
   const int64_t count = std::min(sequence_length_ + 1, streams_[source].size() - begin);
   streams_[source].read(begin, count, out);
-  return count;
+  return {.count = count, .first_counted = sequence == 0 ? 0 : sequence_length_ - stride_};
 }
 
 }  // namespace egmla

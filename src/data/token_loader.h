@@ -14,12 +14,15 @@
 
 namespace egmla {
 
-// The shards of one source as one stream of ids.
+// The shards of one source, or ids in memory, as one stream of ids.
 class TokenStream {
  public:
   // `pattern` is a path or glob; raises a usage error for no match, a bad shard, or ids outside the vocabulary.
   TokenStream(const std::string& pattern, int64_t vocab_size);
+  // `name` stands in messages.
+  TokenStream(std::string name, std::vector<int32_t> ids, int64_t vocab_size);
 
+  const std::string& name() const { return name_; }
   int64_t size() const { return offsets_.back(); }
   // Copies ids [begin, begin + count) across shard borders and checks them; an error names the shard and position.
   void read(int64_t begin, int64_t count, int32_t* out) const;
@@ -27,7 +30,9 @@ class TokenStream {
   std::string locate(int64_t token) const;
 
  private:
+  std::string name_;
   std::vector<Shard> shards_;
+  std::vector<int32_t> ids_;      // where there are no shards
   std::vector<int64_t> offsets_;  // first token of each shard; total at the end
   int64_t vocab_size_;
 };
@@ -63,18 +68,29 @@ class TokenLoader {
   uint64_t seed_;
 };
 
-// Every token of validation data once, front to back; the last sequence may be shorter.
+// Every token of validation data once, front to back, in windows of up to T + 1 ids that begin every `stride` tokens.
+// A token counts in the first window that reaches it, so all but a stream's first T have at least T - stride tokens
+// before them. The last window of a stream may be shorter.
 class ValidationSet {
  public:
   ValidationSet(const std::vector<DataSource>& sources, int64_t sequence_length, int64_t vocab_size);
+  // 1 <= stride <= sequence_length.
+  ValidationSet(std::vector<TokenStream> streams, int64_t sequence_length, int64_t stride);
 
   int64_t sequences() const;
-  // The ids of sequence i: up to T + 1; returns how many.
-  int64_t read(int64_t sequence, int32_t* out) const;
+  struct Window {
+    int64_t count = 0;          // ids
+    int64_t first_counted = 0;  // targets before it were counted in the window before
+  };
+  // Writes the ids of window i to `out`, up to T + 1.
+  Window read(int64_t sequence, int32_t* out) const;
 
  private:
+  int64_t windows(const TokenStream& stream) const;
+
   std::vector<TokenStream> streams_;
   int64_t sequence_length_;
+  int64_t stride_;
 };
 
 }  // namespace egmla

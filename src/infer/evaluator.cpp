@@ -4,19 +4,10 @@
 #include <cmath>
 #include <numbers>
 
+#include "infer/host_values.h"
 #include "kernels/cross_entropy.h"
 
 namespace egmla {
-namespace {
-
-// Per-token losses on the host in double, whatever the device's statistics are.
-std::vector<double> host_losses(const Tensor& per_token) {
-  if (per_token.dtype() == DType::f64) return per_token.to_host<double>();
-  const std::vector<float> values = per_token.to_host<float>();
-  return {values.begin(), values.end()};
-}
-
-}  // namespace
 
 Evaluation evaluate(Transformer& model, const ValidationSet& data, const BatchBuilder& builder,
                     const EvaluationOptions& options) {
@@ -30,11 +21,13 @@ Evaluation evaluate(Transformer& model, const ValidationSet& data, const BatchBu
        first += options.micro_batch_size, ++batches) {
     if (batches % rank.count != rank.number) continue;
     HostBatch host;
-    for (int64_t i = first; i < std::min(sequences, first + options.micro_batch_size); ++i)
-      builder.append(host, ids.data(), data.read(i, ids.data()));
+    for (int64_t i = first; i < std::min(sequences, first + options.micro_batch_size); ++i) {
+      const ValidationSet::Window window = data.read(i, ids.data());
+      builder.append(host, ids.data(), window.count, window.first_counted);
+    }
     Tape tape(model.parameters().context(), Tape::Mode::inference);
     const Tensor per_token = model.loss(tape, to_device(tape.context(), host, false), 1.0).per_token;
-    const std::vector<double> losses = host_losses(per_token);
+    const std::vector<double> losses = host_values(per_token);
     for (size_t n = 0; n < losses.size(); ++n) {
       if (host.targets[n] == kIgnoreIndex) continue;
       sum += losses[n];

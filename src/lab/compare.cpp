@@ -57,7 +57,8 @@ std::vector<int32_t> counted_inputs(const ValidationSet& data, const BatchBuilde
   std::vector<int32_t> ids(static_cast<size_t>(builder.sequence_length() + 1)), inputs;
   for (int64_t i = 0; i < data.sequences(); ++i) {
     HostBatch host;
-    builder.append(host, ids.data(), data.read(i, ids.data()));
+    const ValidationSet::Window window = data.read(i, ids.data());
+    builder.append(host, ids.data(), window.count, window.first_counted);
     for (size_t n = 0; n < host.targets.size(); ++n)
       if (host.targets[n] != kIgnoreIndex) inputs.push_back(host.inputs[n]);
   }

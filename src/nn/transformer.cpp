@@ -1,5 +1,6 @@
 #include "nn/transformer.h"
 
+#include "kernels/embedding.h"
 #include "kernels/layout.h"
 
 namespace egmla {
@@ -62,6 +63,18 @@ Var Transformer::trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* 
 
 ops::HeadLoss Transformer::loss(Tape& tape, const Batch& batch, double loss_scale) {
   return ops::head_loss(trunk(tape, batch, nullptr), *head_, batch.targets, loss_scale);
+}
+
+Tensor Transformer::hidden(const Batch& batch, const std::vector<int32_t>& rows) {
+  Context& context = store_.context();
+  Tape tape(context, Tape::Mode::inference);
+  const Tensor h = trunk(tape, batch, nullptr).value;
+  const Shape count = {std::ssize(rows)};
+  Tensor out = Tensor::empty(context, {std::ssize(rows), model_.hidden_size}, h.dtype());
+  launch(context,
+         EmbeddingForward{
+             .out = out.view(), .table = h.view().as_matrix(), .ids = Tensor::from(context, count, rows).view()});
+  return out;
 }
 
 Tensor Transformer::next_logits(const Batch& batch, std::vector<LayerCache>& caches) {

@@ -26,6 +26,10 @@ class Transformer {
 
   // loss_scale * sum of token losses, and each token's loss. Batch::targets must be there.
   ops::HeadLoss loss(Tape& tape, const Batch& batch, double loss_scale);
+  // Final hidden states [R, D] of the tokens `rows` (0 .. B T - 1) of a batch, and logits [R, V] of such states, both
+  // without gradients.
+  Tensor hidden(const Batch& batch, const std::vector<int32_t>& rows);
+  Tensor logits(const Tensor& hidden) { return ops::head_logits(hidden, *head_); }
   // Logits [B, 1, V] of the last token of each row, through the caches (one a layer).
   Tensor next_logits(const Batch& batch, std::vector<LayerCache>& caches);
   // An empty cache for B sequences of up to `capacity` tokens.

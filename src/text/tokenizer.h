@@ -66,6 +66,8 @@ class Tokenizer {
   std::string decode(std::span<const int32_t> ids) const;
   // The bytes of one token.
   std::string_view bytes_of(int32_t id) const;
+  // How many bytes of a document a token stands for: none for the end of text.
+  int64_t text_bytes(int32_t id) const { return id == end_of_text_ ? 0 : std::ssize(bytes_of(id)); }
 
   // The last place where the text can be cut so that encoding the two parts gives the ids of the whole, whatever text
   // follows; 0 when there is none.
