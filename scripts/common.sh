@@ -34,6 +34,23 @@ install_packages() {
     install --no-install-recommends "$@" >/dev/null
 }
 
+# unpack_packages FOLDER NAME...: packages that are data alone, into FOLDER/files: nothing is installed, no rights are
+# needed.
+unpack_packages() {
+  (
+    cd "$1"
+    shift
+    if ! apt-get -qq -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 download "$@" 2>apt.log; then
+      note "Refreshing the package lists."
+      as_root apt-get -qq update >>apt.log 2>&1 || true
+      apt-get -qq -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 download "$@" 2>>apt.log ||
+        die "could not download $*: $(tail -n 1 apt.log)"
+    fi
+    local package
+    for package in *.deb; do dpkg-deb -x "$package" files; done
+  )
+}
+
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 
 # nvcc 12 or later, which C++20 needs.

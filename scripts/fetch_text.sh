@@ -11,21 +11,6 @@ out=$root/data/text/$name.txt
 [[ $name != study ]] || out=$root/data/text/study.jsonl
 mkdir -p "$root/data/text"
 
-# Unpacks packages that are data alone into a folder of their own: nothing is installed, no rights are needed.
-unpack() {
-  (
-    cd "$work"
-    if ! apt-get -qq -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 download "$@" 2>"$work/apt.log"; then
-      note "Refreshing the package lists."
-      as_root apt-get -qq update >>"$work/apt.log" 2>&1 || true
-      apt-get -qq -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 download "$@" 2>>"$work/apt.log" ||
-        die "could not download $*: $(tail -n 1 "$work/apt.log")"
-    fi
-    local package
-    for package in *.deb; do dpkg-deb -x "$package" files; done
-  )
-}
-
 kjv_verses=31102
 kjv_bytes=4137850
 
@@ -44,16 +29,16 @@ fetch_kjv() {
 
 # The entries follow a head of notices, which ends before the first headword.
 fetch_gcide() {
-  unpack dict-gcide
+  unpack_packages "$work" dict-gcide
   gzip -dc <"$work/files/usr/share/dictd/gcide.dict.dz" | sed -n '/^A \\/,$p' >"$1"
 }
 
 # unpack_current NAME: a package that names the one of the current kernel, which has the files.
 unpack_current() {
   local package
-  unpack "$1"
+  unpack_packages "$work" "$1"
   package=$(apt-cache depends "$1" | awk -v name="$1-" '/Depends:/ && index($2, name) == 1 && !found++ {print $2}')
-  [[ -z $package ]] || unpack "$package"
+  [[ -z $package ]] || unpack_packages "$work" "$package"
 }
 
 # Every page in the order of its path.
@@ -65,7 +50,7 @@ fetch_linux-doc() {
 
 # "word, word: definition; examples", from "offset file type count word id word id ... | definition".
 fetch_wordnet() {
-  unpack wordnet-base
+  unpack_packages "$work" wordnet-base
   local data=$work/files/usr/share/wordnet
   LC_ALL=C awk '/^[0-9]/ {
       words = strtonum16($4); line = ""
@@ -83,7 +68,7 @@ fetch_study() {
   local folder=$work/study files=$work/files sources
   command -v python3 >/dev/null || die "study: python3 was not found (apt-get install python3)"
   "$root/scripts/fetch_text.sh" kjv
-  unpack dict-gcide wordnet-base
+  unpack_packages "$work" dict-gcide wordnet-base
   unpack_current linux-doc
   unpack_current linux-source
   mkdir -p "$folder/source"
