@@ -226,6 +226,22 @@ TEST_F(Training, WrongInputIsRefusedWithExitCode2) {
   expect_refused("model.vocab_size=40", {"train_000000.bin", "ends at 39"});
   write_file(file("tokenizer.json"), "{}");
   expect_refused("data.tokenizer=" + file("tokenizer.json"), {"tokenizer.json"});
+  // Shards that another tokenizer made, as their meta.json says.
+  write_file(file("text.txt"), "In the beginning God created the heaven and the earth.");
+  for (const char* const size : {"258", "260"})
+    ASSERT_EQ(egmla_command(fmt::format("tokenizer train '{}' --vocab-size {} --out '{}'", file("text.txt"), size,
+                                        file(size) + ".json"))
+                  .code,
+              0);
+  ASSERT_EQ(egmla_command(fmt::format("data prepare '{}' --tokenizer '{}' --out '{}'", file("text.txt"),
+                                      file("258.json"), file("prepared")))
+                .code,
+            0);
+  const std::string prepared =
+      fmt::format("data.train='{}' data.val=[] model.vocab_size=300 data.tokenizer=", file("prepared/train_*.bin"));
+  expect_refused(prepared + file("260.json"),
+                 {"made with another tokenizer than", "260.json", "prepared/tokenizer.json"});
+  EXPECT_EQ(train("accepted", prepared + file("258.json") + " train.max_steps=0").code, 0);
   EXPECT_EQ(egmla_command("eval " + file("nowhere")).code, 2);
   write_file(file("broken.h5"), "not a checkpoint");
   const Outcome broken = egmla_command("eval " + file("broken.h5"));

@@ -1,7 +1,5 @@
 #include "data/prepare.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -16,6 +14,7 @@
 #include "data/block_encoder.h"
 #include "data/byte_source.h"
 #include "data/distinct_documents.h"
+#include "data/prepared.h"
 #include "data/progress_bar.h"
 #include "text/tokenizer.h"
 
@@ -203,10 +202,9 @@ void spool_stdin(const std::string& path) {
 void write_meta(const PrepareOptions& options, const Tokenizer& tokenizer, const PrepareSummary& summary) {
   const std::string json = tokenizer.to_json();
   write_file(options.out + "/tokenizer.json", json);
-  const auto checksum = ::crc32(0, reinterpret_cast<const Bytef*>(json.data()), static_cast<uInt>(json.size()));
   nlohmann::ordered_json meta = {{"vocab_size", tokenizer.vocab_size()},
                                  {"end_of_text", tokenizer.end_of_text()},
-                                 {"tokenizer_crc32", fmt::format("{:08x}", checksum)}};
+                                 {"tokenizer_crc32", tokenizer_checksum(json)}};
   const auto add = [&](const char* name, const SplitSummary& split) {
     meta[name] = {
         {"tokens", split.tokens}, {"documents", split.documents}, {"bytes", split.bytes}, {"shards", split.shards}};

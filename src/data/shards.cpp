@@ -54,7 +54,8 @@ Shard::Shard(const std::string& path) : path_(path) {
   ::close(file);
   if (map != MAP_FAILED) map_ = {map, Unmap{bytes}};
   check_usage(regular, "{}: not a regular file; expected a token shard", path);
-  check_usage(bytes >= sizeof(Header), "{}: truncated shard: {} bytes; its header alone takes {}", path, bytes,
+  check_usage(bytes >= sizeof(Header),
+              "{}: truncated shard: {} bytes; its header alone takes {}; fetch or prepare it again", path, bytes,
               sizeof(Header));
   check(map_ != nullptr, "{}: cannot be mapped into memory: {}", path, reason);
   Header header;
@@ -62,7 +63,8 @@ Shard::Shard(const std::string& path) : path_(path) {
   size_ = check_header(path, header, wide_);
   ids_ = static_cast<const char*>(map) + sizeof(Header);
   const size_t expected = sizeof(Header) + static_cast<size_t>(size_) * (wide_ ? 4 : 2);
-  check_usage(bytes >= expected, "{}: truncated shard: {} bytes; {} tokens take {}", path, bytes, size_, expected);
+  check_usage(bytes >= expected, "{}: truncated shard: {} bytes; {} tokens take {}; fetch or prepare it again", path,
+              bytes, size_, expected);
   check_usage(bytes == expected, "{}: shard with trailing bytes: {} bytes; {} tokens take {}", path, bytes, size_,
               expected);
 }

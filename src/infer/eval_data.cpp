@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "data/block_encoder.h"
 #include "data/documents.h"
+#include "data/prepared.h"
 
 namespace egmla {
 namespace {
@@ -29,6 +30,7 @@ std::vector<TokenStream> open_eval_data(const std::vector<std::string>& patterns
   for (const std::string& pattern : patterns) {
     const std::vector<std::string> paths = expand_glob(pattern);
     if (is_shard(paths.front())) {
+      if (trained.tokenizer) check_prepared_with(pattern, trained.tokenizer->to_json(), trained.checkpoint);
       streams.emplace_back(pattern, vocab_size);
     } else {
       streams.emplace_back(pattern, encode_texts(paths, trained.need_tokenizer()), vocab_size);

@@ -72,7 +72,9 @@ int32_t Tokenizer::end_of_text() const {
 }
 
 std::string_view Tokenizer::bytes_of(int32_t id) const {
-  check_usage(id >= 0 && id < vocab_size(), "tokenizer: token id {}; expected 0 to {}", id, vocab_size() - 1);
+  check_usage(id >= 0 && id < vocab_size(),
+              "tokenizer: token id {}; expected 0 to {}; was the data made with another tokenizer?", id,
+              vocab_size() - 1);
   return model_.tokens[static_cast<size_t>(id)];
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "data/prepared.h"
 #include "infer/device.h"
 #include "infer/hf_import.h"
 #include "infer/trained_model.h"
@@ -77,6 +78,11 @@ void TrainState::open_text() {
 void TrainState::open_data() {
   const DataConfig& data = config_.data;
   const int64_t T = data.sequence_length, V = config_.model.vocab_size;
+  for (const auto* sources : {&data.train, &data.val}) {
+    for (const DataSource& source : *sources) {
+      if (tokenizer_) check_prepared_with(source.path, tokenizer_json_, data.tokenizer);
+    }
+  }
   loader_ = std::make_unique<TokenLoader>(data.train, data.order, T, V, static_cast<uint64_t>(config_.run.seed));
   if (!data.val.empty()) validation_.emplace(data.val, T, V);
 }

@@ -240,7 +240,9 @@ void Trainer::write_sample(int64_t step) {
   GenerationOptions options{.max_new_tokens = kSampleTokens, .sampling = {.temperature = 0.8, .top_k = 50}};
   options.sampling.seed = state_.state().seed + static_cast<uint64_t>(step);
   options.end_of_text = tokenizer.end_of_text();
-  const std::vector<int32_t> ids = generate(state_.model(), tokenizer.encode(train_.sample.prompt), options);
+  std::vector<int32_t> ids = generate(state_.model(), tokenizer.encode(train_.sample.prompt), options);
+  // A model may have more ids than its tokenizer (vocabularies rounded up); those stand for nothing.
+  std::erase_if(ids, [&](int32_t id) { return id >= tokenizer.vocab_size(); });
   const std::string text = train_.sample.prompt + tokenizer.decode(ids);
   state_.directory().append_sample(step, text);
   spdlog::info("step {}: {}", step, text);
