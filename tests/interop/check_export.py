@@ -8,6 +8,9 @@ Where torch and transformers are importable, each export is loaded with AutoMode
 warning about weights; each token's loss on 64 random sequences as `egmla eval --per-token` gives it, to 1e-4 in fp32;
 64 greedy tokens as `egmla generate` writes them; the same tokens without a cache and in a padded batch; and what
 save_pretrained writes is imported with the same weights.
+
+A Llama that others wrote (here by the safetensors package, in two files; by transformers where it is importable) comes
+in bit for bit and trains on through run.init_from.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import tempfile
 import h5py
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 SEQUENCES, LENGTH, NEW_TOKENS = 64, 64, 64
 TOLERANCE = 1e-4
@@ -187,16 +190,21 @@ def check_resaved(binary, name, out, model):
     require(same, f"{name}: save_pretrained and import change the weights")
 
 
-def check_losses(binary, name, out, model, ids):
+def worst_loss(model, out, ids):
+    """The largest difference of a token's loss between the model and losses.txt."""
     import torch
-    run(binary, "eval", out, "run.device=cpu", "--per-token", out / "losses.txt")
     expected = np.loadtxt(out / "losses.txt").reshape(SEQUENCES, LENGTH)
     inputs = torch.tensor(ids[:-1]).view(SEQUENCES, LENGTH)
     targets = torch.tensor(ids[1:]).view(SEQUENCES, LENGTH)
     with torch.no_grad():
         logits = model(inputs).logits.double()
     losses = (torch.logsumexp(logits, -1) - logits.gather(-1, targets[..., None])[..., 0]).numpy()
-    worst = np.abs(losses - expected).max()
+    return np.abs(losses - expected).max()
+
+
+def check_losses(binary, name, out, model, ids):
+    run(binary, "eval", out, "run.device=cpu", "--per-token", out / "losses.txt")
+    worst = worst_loss(model, out, ids)
     require(worst < TOLERANCE, f"{name}: a token's loss differs by {worst:.2e}")
     return worst
 
@@ -223,6 +231,81 @@ def check_generation(binary, name, out, model, tokenizer):
     require(torch.equal(beams, plain), f"{name}: beams differ without a cache")
 
 
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 32,
+         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+         "vocab_size": 300, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 50000.0,
+         "initializer_range": 0.02, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
+
+
+def llama_shapes():
+    width, inner, grouped = LLAMA["hidden_size"], LLAMA["intermediate_size"], 16
+    shapes = {"model.embed_tokens.weight": (300, width), "model.norm.weight": (width,), "lm_head.weight": (300, width)}
+    for layer in range(LLAMA["num_hidden_layers"]):
+        for name, shape in {
+                "self_attn.q_proj": (width, width), "self_attn.k_proj": (grouped, width),
+                "self_attn.v_proj": (grouped, width), "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width),
+                "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner), "input_layernorm": (width,),
+                "post_attention_layernorm": (width,)}.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    return shapes
+
+
+def write_llama(folder):
+    """A directory as others publish it: two files and their index, no tokenizer. Returns its weights."""
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    weights = {name: 0.1 * rng.standard_normal(shape, dtype="f4") for name, shape in llama_shapes().items()}
+    names = sorted(weights)
+    files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in files.items():
+        save_file({name: weights[name] for name in held}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({
+        "metadata": {"total_size": sum(each.nbytes for each in weights.values())},
+        "weight_map": {name: file for file, held in files.items() for name in held}}))
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return weights
+
+
+def check_llama(binary, work, folder, weights):
+    """Import, then run.init_from: the run begins with the directory's weights and learns. Returns the import."""
+    imported, config = work / f"{folder.name}.h5", work / f"{folder.name}.yaml"
+    run(binary, "import", folder, "--out", imported, "--config", config)
+    begun = work / f"{folder.name}-begun"
+    write_shard(work / "pattern.bin", np.arange(5000) % 50)
+    data = [f"data.train={work / 'pattern.bin'}", f"data.sequence_length={LENGTH}", "run.device=cpu",
+            "train.batch_tokens=512", "train.micro_batch_size=8", "train.optimizer.lr=3e-3"]
+    run(binary, "train", config, f"run.dir={begun}", f"run.init_from={folder}", "train.max_steps=0", *data)
+    for source in imported, begun / "checkpoints" / "step-00000000.h5":
+        found = weights_of(source)
+        require(set(found) == set(weights), f"{folder.name}: {source.name} holds {set(found) ^ set(weights)}")
+        for name, values in weights.items():
+            require(np.array_equal(found[name].view("u4"), values.view("u4")), f"{folder.name}: {name} differs")
+    trained = work / f"{folder.name}-trained"
+    run(binary, "train", config, f"run.dir={trained}", f"run.init_from={folder}", "train.max_steps=20",
+        "train.schedule.warmup_steps=0", *data)
+    losses = [json.loads(row)["loss"] for row in (trained / "metrics.jsonl").read_text().splitlines()]
+    require(len(losses) == 20 and losses[-1] < losses[0] - 0.1, f"{folder.name}: the losses of training on are {losses}")
+    print(f"{folder.name}: imported bit for bit, trained on from a loss of {losses[0]:.3f} to {losses[-1]:.3f}")
+    return imported
+
+
+def check_llama_of_transformers(binary, work, ids):
+    import torch
+    import transformers
+    torch.manual_seed(3)
+    fields = {key: value for key, value in LLAMA.items() if key not in ("architectures", "model_type")}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).float().eval()
+    folder = work / "llama-of-transformers"
+    model.save_pretrained(folder, max_shard_size="40KB")
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    imported = check_llama(binary, work, folder, weights)
+    (work / "llama-losses").mkdir()
+    run(binary, "eval", imported, "run.device=cpu", f"data.sequence_length={LENGTH}", "--data", work / "val.bin",
+        "--per-token", work / "llama-losses" / "losses.txt")
+    worst = worst_loss(model, work / "llama-losses", ids)
+    require(worst < TOLERANCE, f"llama-of-transformers: a token's loss differs by {worst:.2e}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("egmla")
@@ -239,6 +322,9 @@ def main():
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
         ids = prepare(binary, work)
+        check_llama(binary, work, work / "llama", write_llama(work / "llama"))
+        if torch:
+            check_llama_of_transformers(binary, work, ids)
         for name in arguments.only:
             out, folder = check_variant(binary, work, name)
             if torch:
