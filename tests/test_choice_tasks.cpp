@@ -91,7 +91,7 @@ TEST(ChoiceTasks, ErrorsNameFileLineAndField) {
   const std::string path = (fs::temp_directory_path() / fmt::format("egmla_tasks_{}.jsonl", ::getpid())).string();
   const std::vector<std::pair<std::string, std::string>> cases = {
       {"", ": holds no question"},
-      {"\n\n[1]\n", ":3: found [1]; expected a JSON object"},
+      {"\n\n[1]\n", ":3: found \"[1]\"; expected a JSON object"},
       {"{\"a\": 1}\n", ":1: the fields a fit no known task"},
       {R"({"context": "a", "choices": ["b", "c"], "answer": 2})", ":1: \"answer\" is 2; expected a number from 0 to 1"},
       {R"({"context": "a", "choices": ["b", "c"], "answer": "d"})", ":1: \"answer\" is \"d\"; expected its index"},

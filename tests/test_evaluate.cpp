@@ -119,6 +119,8 @@ TEST_F(Eval, ShardsAndStrides) {
   writer.append(random_ids(200, kUnigrams, 1));
   writer.finish();
   const std::string shards = file("val_*.bin");
+  EXPECT_EQ(result(fmt::format("--data '{}' data.sequence_length=16", shards))["tokens"], 199);
+  EXPECT_EQ(run(fmt::format("--data '{}' data.sequence_length=none", shards)).code, 2);
   const Json plain = result(fmt::format("data.val='{}' --per-token '{}'", shards, file("plain.txt")));
   const Json strided = result(fmt::format("--data '{}' --stride 8 --per-token '{}'", shards, file("strided.txt")));
   EXPECT_EQ(plain["tokens"], 199);

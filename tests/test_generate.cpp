@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -162,13 +163,23 @@ TEST_F(Generate, SeveralPromptsAsLinesOrJson) {
   }
   const Outcome bad = run(fmt::format("--prompts '{}'", file("x.jsonl", "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n")));
   EXPECT_EQ(bad.code, 2);
-  EXPECT_NE(bad.last_line().find("x.jsonl:2: found {\"text\": \"b\"}; expected a JSON object with a string \"prompt\""),
-            std::string::npos)
+  EXPECT_NE(
+      bad.last_line().find(R"(x.jsonl:2: found "{\"text\": \"b\"}"; expected a JSON object with a string "prompt")"),
+      std::string::npos)
       << bad.err;
   const Outcome none = run(fmt::format("--prompts '{}'", file("none.txt", "\n")));
   EXPECT_EQ(none.code, 2);
   EXPECT_NE(none.err.find("holds no prompt"), std::string::npos) << none.err;
   EXPECT_EQ(run(fmt::format("--prompt a --prompts '{}'", lines)).code, 2);
+}
+
+TEST_F(Generate, FullOutputEndsAtOnce) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full here";
+  const std::string log = folder_ + "/log";
+  const int status =
+      std::system(fmt::format("'{}' generate '{}' --prompt a >/dev/full 2>'{}'", EGMLA_BINARY, model(), log).c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+  EXPECT_EQ(read_file(log), "error: stdout: writing failed: No space left on device; the output is incomplete\n");
 }
 
 TEST_F(Generate, ReadsAPipe) {

@@ -3,6 +3,9 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -21,7 +24,7 @@ namespace {
 using OrderedJson = nlohmann::ordered_json;
 
 constexpr const char* kExamples =
-    "With --tasks alone, the validation data is left out. Overrides stand before --data and --tasks.\n"
+    "With --tasks alone, the validation data is left out.\n"
     "Examples:\n"
     "  egmla eval runs/quickstart --json\n"
     "  egmla eval runs/quickstart --stride 64\n"
@@ -33,6 +36,20 @@ struct EvalOptions {
   std::vector<std::string> overrides, data, tasks;
   int64_t stride = 0, limit = 0;
   bool json = false;
+
+  // Options that take several values also take the overrides behind them.
+  void collect_overrides() {
+    static constexpr std::array<std::string_view, 5> kSections = {"run.", "model.", "data.", "train.", "parallel."};
+    for (std::vector<std::string>* values : {&data, &tasks}) {
+      std::erase_if(*values, [&](const std::string& value) {
+        const bool key = std::any_of(kSections.begin(), kSections.end(),
+                                     [&](std::string_view section) { return value.starts_with(section); });
+        const bool found = key && value.find('=') != std::string::npos && !std::filesystem::exists(value);
+        if (found) overrides.push_back(value);
+        return found;
+      });
+    }
+  }
 
   bool wants_loss() const { return tasks.empty() || !data.empty() || !per_token.empty() || stride > 0; }
 };
@@ -144,7 +161,10 @@ void add_eval_command(CLI::App& app) {
                       "file for each token's loss in nats, one a line, in data order");
   command->add_flag("--json", options->json, "print one JSON object");
   command->footer(kExamples);
-  command->callback([options] { run_eval(*options); });
+  command->callback([options] {
+    options->collect_overrides();
+    run_eval(*options);
+  });
 }
 
 }  // namespace egmla

@@ -38,8 +38,8 @@ struct GenerateOptions {
 };
 
 void emit(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  check(written, "stdout: writing failed: {}; the output is incomplete", system_error_text());
 }
 
 // All of standard input, without the line feed that ends it.

@@ -82,7 +82,7 @@ int run(int argc, char** argv) {
   }
   errno = 0;
   check(std::fflush(stdout) == 0 && !std::ferror(stdout), "stdout: writing failed: {}; the output is incomplete",
-        system_error_text());
+        errno != 0 ? system_error_text() : "an earlier write was refused");
   return static_cast<int>(ExitCode::success);
 }
 

@@ -30,7 +30,7 @@ std::vector<Prompt> read_prompts(const std::string& path) {
     const Json row = jsonl || (prompts.empty() && line.front() == '{') ? Json::parse(line, nullptr, false) : Json();
     jsonl = jsonl || holds_prompt(row);
     check_usage(!jsonl || holds_prompt(row), "{}: found {}; expected a JSON object with a string \"prompt\"", place,
-                line.substr(0, 60));
+                Json(line).dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 60));
     prompts.push_back({jsonl ? row["prompt"].get<std::string>() : std::string(line), place});
   }
   check_usage(!prompts.empty(), "{}: holds no prompt; write one a line", path);

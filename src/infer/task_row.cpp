@@ -11,6 +11,11 @@ namespace {
 
 constexpr size_t kShown = 60;  // bytes of a value in a message
 
+// As JSON writes it: one line, whatever the bytes are.
+std::string shown(const Json& value) {
+  return value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, kShown);
+}
+
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
   for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
     text.replace(at, from.size(), to);
@@ -20,8 +25,7 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
 
 TaskRow::TaskRow(std::string_view line, std::string place)
     : json_(Json::parse(line, nullptr, false)), place_(std::move(place)) {
-  check_usage(json_.is_object(), "{}: found {}; expected a JSON object a line", place_,
-              stripped(line).substr(0, kShown));
+  check_usage(json_.is_object(), "{}: found {}; expected a JSON object a line", place_, shown(stripped(line)));
 }
 
 std::string TaskRow::field_names() const {
@@ -32,9 +36,7 @@ std::string TaskRow::field_names() const {
 
 void TaskRow::require(bool ok, const std::string& field, std::string_view expected) const {
   if (ok) return;
-  const std::string found =
-      has(field) ? json_[field].dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, kShown) : "nothing";
-  fail_usage("{}: \"{}\" is {}; expected {}", place_, field, found, expected);
+  fail_usage("{}: \"{}\" is {}; expected {}", place_, field, has(field) ? shown(json_[field]) : "nothing", expected);
 }
 
 const Json& TaskRow::value(const std::string& field) const {
