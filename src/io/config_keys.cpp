@@ -239,7 +239,7 @@ Rows cadence_keys() {
       EGMLA_KEY(train.checkpoint.keep_every, "checkpoints at multiples of this step are kept for good; 0: none",
                 at_least(0)),
       EGMLA_KEY(train.eval.every, "steps between evaluations; 0: never", at_least(0)),
-      EGMLA_KEY(train.eval.batches, "micro-batches of an evaluation; 0: all of data.val", at_least(0)),
+      EGMLA_KEY(train.eval.batches, "micro-batches of an evaluation while training; 0: all of data.val", at_least(0)),
       EGMLA_KEY(train.sample.every, "steps between text samples; 0: never; needs data.tokenizer", at_least(0)),
       EGMLA_KEY(train.sample.prompt, "text that samples continue"),
       EGMLA_KEY(train.log.every, "steps between lines on the console; metrics.jsonl holds every step", at_least(1)),
