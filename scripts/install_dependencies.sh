@@ -6,7 +6,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # A tool counts as present wherever it comes from; its package is installed only when it is missing.
-tools=(g++:g++ git:git cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin)
+tools=(g++:g++ git:git cmake:cmake ninja:ninja-build pkg-config:pkg-config mpirun:openmpi-bin)
+# Makes a second build fast; nothing else needs it.
+optional=(ccache:ccache)
 libraries=(libc6-dev libhdf5-dev libyaml-cpp-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
   libopenblas-openmp-dev libopenmpi-dev zlib1g-dev libzstd-dev libgtest-dev)
 for argument in "$@"; do
@@ -28,7 +30,7 @@ cmake_is_recent() {
 
 missing_tools() {
   local pair
-  for pair in "${tools[@]}"; do
+  for pair in "$@"; do
     if [[ ${pair%%:*} == cmake ]]; then
       cmake_is_recent || echo cmake
     else
@@ -37,14 +39,19 @@ missing_tools() {
   done
 }
 
+installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | grep -x installed >/dev/null; }
+
 missing_libraries() {
   local package
   for package in "${libraries[@]}"; do
-    [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+    installed "$package" && continue
+    # Any build of OpenBLAS will do.
+    [[ $package == libopenblas-* ]] && installed 'libopenblas*-dev' && continue
+    echo "$package"
   done
 }
 
-list_missing() { missing_tools && missing_libraries; }
+list_missing() { missing_tools "${tools[@]}" && missing_libraries; }
 
 # Without apt nothing can be installed; the build may still work with what is there, and CMake names what is not.
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
@@ -58,11 +65,16 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 fi
 
 read -ra missing <<<"$(list_missing | tr '\n' ' ')"
+read -ra wished <<<"$(missing_tools "${optional[@]}" | tr '\n' ' ')"
 if [[ ${#missing[@]} -eq 0 ]]; then
-  note "All packages are there: nothing to install."
+  if [[ ${#wished[@]} -gt 0 ]] && ! install_packages "${wished[@]}" 2>/dev/null; then
+    note "Going on without ${wished[*]}, which could not be installed."
+  fi
+  note "All packages are there."
   exit 0
 fi
 
+missing+=("${wished[@]}")
 note "Installing: ${missing[*]}"
 by_hand="apt-get install ${missing[*]}"
 install_packages "${missing[@]}" ||

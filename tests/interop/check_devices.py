@@ -49,7 +49,7 @@ def main():
         egmla("train", ROOT / "configs/quickstart.yaml", f"run.dir={run}", f"data.train={work}/data/train_*.bin",
               "data.val=[]", f"data.tokenizer={work}/tokenizer.json", "data.sequence_length=256", "model.vocab_size=1024",
               f"model.num_hidden_layers={args.layers}", f"model.hidden_size={args.hidden}",
-              f"model.intermediate_size={4 * args.hidden}", f"train.max_steps={args.steps}", "train.batch_tokens=4096",
+              f"model.intermediate_size={4 * args.hidden}", f"train.max_steps={args.steps}", "train.batch_tokens=2048",
               "train.optimizer.lr=1e-3", "train.schedule.warmup_steps=10", "train.checkpoint.every=0",
               "train.sample.every=0", "train.eval.every=0", *overrides)
         return run
