@@ -11,7 +11,7 @@ constexpr int64_t kSquareSumPartials = 1024;
 // Together with GradNorm the order of summation depends on the length alone.
 struct SquareSum {
   static constexpr const char* kName = "square_sum";
-  View partials;  // [kSquareSumPartials] f32 (f64 when x is f64)
+  View partials;  // [P], mostly kSquareSumPartials; f32 (f64 when x is f64)
   View x;         // [n] master precision
 };
 
@@ -19,7 +19,7 @@ struct SquareSum {
 struct GradNorm {
   static constexpr const char* kName = "grad_norm";
   View norm;      // [1] as partials
-  View partials;  // [kSquareSumPartials]
+  View partials;  // [P]
   bool halt = false;
 };
 

@@ -6,14 +6,14 @@ namespace egmla {
 void run(CpuContext&, const SquareSum& k) {
   cpu::for_float(k.x.dtype, SquareSum::kName, [&](auto t) {
     using T = decltype(t);
-    const int64_t n = k.x.elements();
+    const int64_t n = k.x.elements(), count = k.partials.elements();
     const T* x = k.x.as<T>();
     T* partials = k.partials.as<T>();
-    cpu::parallel_ranges(kSquareSumPartials, 8, [&](int64_t begin, int64_t end) {
+    cpu::parallel_ranges(count, 8, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = n * p / kSquareSumPartials; i < n * (p + 1) / kSquareSumPartials; ++i) sum += x[i] * x[i];
+        for (int64_t i = n * p / count; i < n * (p + 1) / count; ++i) sum += x[i] * x[i];
         partials[p] = sum;
       }
     });

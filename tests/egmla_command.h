@@ -1,4 +1,4 @@
-// Runs the egmla binary as a user does.
+// Runs the egmla binary as a user does, alone or under mpirun.
 #pragma once
 
 #include <string>
@@ -15,5 +15,10 @@ struct Outcome {
 
 // `arguments` is a shell's command line; `prefix` stands before the binary ("ulimit -f 8;").
 Outcome egmla_command(const std::string& arguments, const std::string& prefix = "");
+
+// A prefix that starts so many processes under OpenMPI, with its further `options`.
+std::string mpirun(int ranks, const std::string& options = "");
+// This test program in so many processes, for one disabled test.
+Outcome in_ranks(int ranks, const std::string& test);
 
 }  // namespace egmla::test

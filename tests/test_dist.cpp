@@ -37,16 +37,6 @@ TEST(Communicator, OneProcessExchangesWithItself) {
 
 #ifdef EGMLA_WITH_MPI
 
-// OpenMPI in containers: as root, with more processes than cores, without reading another process's memory. It keeps
-// memory to its end, which a leak sanitizer would count against us.
-std::string mpirun(int ranks) {
-  return fmt::format(
-      "ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 OMPI_MCA_btl_vader_single_copy_mechanism=none "
-      "OMPI_MCA_btl_base_warn_component_unused=0 "
-      "mpirun --allow-run-as-root --oversubscribe --bind-to none -n {}",
-      ranks);
-}
-
 double value_of(int rank, int64_t i) {
   return normal(7, static_cast<uint64_t>(i), static_cast<uint64_t>(rank));
 }
@@ -115,17 +105,22 @@ parallel: {check_every: 3}
   std::string arguments(const std::string& run, const std::string& overrides) const {
     return fmt::format("train '{}' run.dir='{}' {}", file("config.yaml"), file(run), overrides);
   }
-  // The same, and the last rank receives a signal once the run directory holds the file `awaited`.
+  // The same, and the last rank receives a signal once the run directory holds the file `awaited`. The other's exit code
+  // is left in the file RUN.code.
   Outcome train_and_signal(const std::string& run, const char* signal, const std::string& awaited,
-                           const std::string& overrides) const {
+                           const std::string& overrides, const std::string& options = "") const {
     write_file(file("rank.sh"), fmt::format(R"sh(
 if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then
-  (until [ -s '{}/{}' ]; do kill -0 $$ || exit; sleep 0.05; done; kill -{} $$) >/dev/null 2>&1 &
+  (until [ -s '{0}/{1}' ]; do kill -0 $$ || exit; sleep 0.05; done; kill -{2} $$) >/dev/null 2>&1 &
+  exec "$@"
 fi
-exec "$@"
+"$@"
+code=$?
+echo $code >'{0}.code'
+exit $code
 )sh",
                                             file(run), awaited, signal));
-    return train(run, mpirun(2) + " sh " + file("rank.sh"), overrides);
+    return train(run, mpirun(2, options) + " sh " + file("rank.sh"), overrides);
   }
 
   void expect_near_losses(const std::string& a, const std::string& b) const {
@@ -139,6 +134,19 @@ exec "$@"
       ASSERT_EQ(left[i].val_loss.has_value(), right[i].val_loss.has_value());
       EXPECT_NEAR(left[i].val_loss.value_or(0), right[i].val_loss.value_or(0), 2e-5);
     }
+  }
+
+  // The same losses and the same last checkpoint, bit for bit.
+  void expect_equal_runs(const std::string& a, const std::string& b) const {
+    const auto left = read_metrics(file(a) + "/metrics.jsonl"), right = read_metrics(file(b) + "/metrics.jsonl");
+    ASSERT_EQ(left.size(), right.size());
+    for (size_t i = 0; i < left.size(); ++i) {
+      EXPECT_EQ(left[i].loss, right[i].loss) << "step " << left[i].step;
+      EXPECT_EQ(left[i].grad_norm, right[i].grad_norm);
+      EXPECT_EQ(left[i].val_loss, right[i].val_loss);
+    }
+    for (const Group group : {Group::model, Group::exp_avg, Group::exp_avg_sq})
+      EXPECT_EQ(distance(checkpoint(a, 12), checkpoint(b, 12), group), 0) << b;
   }
 
   // The largest difference over all tensors of a group.
@@ -158,9 +166,7 @@ exec "$@"
 
 TEST_F(Ranks, CollectivesSumInTheOrderOfRanks) {
   for (const int ranks : {2, 3}) {
-    const Outcome outcome = egmla_command(
-        "--version", mpirun(ranks) + " " + fs::read_symlink("/proc/self/exe").string() +
-                         " --gtest_also_run_disabled_tests --gtest_filter=RankProcess.DISABLED_Collectives");
+    const Outcome outcome = in_ranks(ranks, "RankProcess.DISABLED_Collectives");
     EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
     EXPECT_NE(outcome.out.find("1 test from 1 test suite ran."), std::string::npos) << outcome.out;
   }
@@ -176,22 +182,30 @@ TEST_F(Ranks, SeveralRanksEqualOneToRounding) {
     EXPECT_LT(distance(checkpoint("one", 12), checkpoint(run, 12), Group::model), 1e-4);
     EXPECT_LT(distance(checkpoint("one", 12), checkpoint(run, 12), Group::exp_avg), 1e-5);
   }
-  const Outcome again = train("again", mpirun(2), "parallel.bucket_mb=1 parallel.check_every=0");
-  ASSERT_EQ(again.code, 0) << again.err;
-  EXPECT_EQ(distance(checkpoint("ranks2", 12), checkpoint("again", 12), Group::model), 0);
+  const Outcome shared = train("shared", mpirun(2), "parallel.zero_stage=1 parallel.check_every=0");
+  ASSERT_EQ(shared.code, 0) << shared.err;
+  expect_equal_runs("ranks2", "shared");
 }
 
-TEST_F(Ranks, ResumesOnAnotherNumberOfRanks) {
+TEST_F(Ranks, ResumesOnOtherNumbersOfRanksAndStages) {
   ASSERT_EQ(train("whole", mpirun(2)).code, 0);
-  for (const int ranks : {1, 2, 3}) {
-    const std::string run = fmt::format("then{}", ranks);
-    ASSERT_EQ(train(run, mpirun(2), "train.stop_at_step=4").code, 0);
-    const Outcome second = train(run, ranks == 1 ? "" : mpirun(ranks));
-    ASSERT_EQ(second.code, 0) << second.err;
-    EXPECT_NE(second.err.find("resuming from"), std::string::npos) << second.err;
-    expect_near_losses("whole", run);
-    const double difference = distance(checkpoint("whole", 12), checkpoint(run, 12), Group::model);
-    EXPECT_LE(difference, ranks == 2 ? 0 : 1e-4) << ranks;
+  for (const int stage : {0, 1}) {
+    const std::string half = fmt::format("half{}", stage);
+    ASSERT_EQ(train(half, mpirun(2), fmt::format("train.stop_at_step=4 parallel.zero_stage={}", stage)).code, 0);
+    for (const auto& [ranks, then] : {std::pair(1, 0), std::pair(2, 1 - stage), std::pair(3, stage)}) {
+      const std::string run = fmt::format("{}_{}_{}", half, ranks, then);
+      fs::copy(file(half), file(run), fs::copy_options::recursive);
+      const Outcome second =
+          train(run, ranks == 1 ? "" : mpirun(ranks), fmt::format("parallel.zero_stage={}", then));
+      ASSERT_EQ(second.code, 0) << second.err;
+      EXPECT_NE(second.err.find("resuming from"), std::string::npos) << second.err;
+      if (ranks == 2) {
+        expect_equal_runs("whole", run);
+      } else {
+        expect_near_losses("whole", run);
+        EXPECT_LE(distance(checkpoint("whole", 12), checkpoint(run, 12), Group::model), 1e-4) << run;
+      }
+    }
   }
 }
 
@@ -212,21 +226,38 @@ TEST_F(Ranks, OneSignalledRankStopsAllWithOneCheckpoint) {
 TEST_F(Ranks, LostOrStuckRankEndsAllAndTheNextStartResumes) {
   const std::string endless =
       "train.max_steps=1000000 train.eval.every=0 train.checkpoint.every=50 parallel.deadlines.step=2 "
-      "parallel.deadlines.checkpoint=2";
+      "parallel.deadlines.checkpoint=2 parallel.check_every=0";
+  const std::string awaited = "checkpoints/step-00000050.h5";
   const auto start = std::chrono::steady_clock::now();
-  EXPECT_NE(train_and_signal("killed", "KILL", "checkpoints/step-00000050.h5", endless).code, 0);
+  const auto expect_deadline = [](const std::string& err) {
+    EXPECT_NE(err.find("error: rank 0: "), std::string::npos) << err;
+    EXPECT_NE(err.find("(parallel.deadlines."), std::string::npos) << err;
+    EXPECT_NE(err.find("last collective: "), std::string::npos) << err;
+  };
+  EXPECT_NE(train_and_signal("killed", "KILL", awaited, endless).code, 0);
   // A rank that only stands still is the deadline's business: the other one ends by it, and mpirun ends the still one.
-  const Outcome outlived = train_and_signal("outlived", "STOP", "checkpoints/step-00000050.h5", endless);
+  const Outcome outlived = train_and_signal("outlived", "STOP", awaited, endless);
   EXPECT_EQ(outlived.code, kDeadlineExitCode) << outlived.err;
-  EXPECT_NE(outlived.err.find("error: rank 0: "), std::string::npos) << outlived.err;
-  EXPECT_NE(outlived.err.find("(parallel.deadlines."), std::string::npos) << outlived.err;
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
-  for (const char* run : {"killed", "outlived"}) {
+  expect_deadline(outlived.err);
+  // With recovery mpirun leaves the others to themselves, and its own code says nothing.
+  const Outcome left = train_and_signal("left", "KILL", awaited, endless + " parallel.zero_stage=1",
+                                        "--enable-recovery");
+  EXPECT_EQ(read_file(file("left.code")), fmt::format("{}\n", kDeadlineExitCode)) << left.err;
+  expect_deadline(left.err);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(90));
+  for (const char* run : {"killed", "outlived", "left"}) {
     const int64_t reached = list_checkpoints(file(run) + "/checkpoints").back().step;
     const Outcome next = train(run, mpirun(2), fmt::format("train.max_steps={}", reached + 10));
     EXPECT_EQ(next.code, 0) << next.err;
     EXPECT_NE(next.err.find("resuming from"), std::string::npos) << next.err;
   }
+}
+
+TEST_F(Ranks, FullDiskOnTheRootEndsAll) {
+  const Outcome full = train("full", "ulimit -f 64; " + mpirun(2), "train.max_steps=1000000 train.eval.every=0");
+  EXPECT_EQ(full.code, 1) << full.err;
+  EXPECT_NE(full.err.find("error: "), std::string::npos) << full.err;
+  EXPECT_NE(full.err.find("checkpoint not written"), std::string::npos) << full.err;
 }
 
 TEST_F(Ranks, WhatRanksCannotShareIsRefused) {
@@ -237,18 +268,22 @@ TEST_F(Ranks, WhatRanksCannotShareIsRefused) {
   };
   expect_refused(2, "train.batch_tokens=144 train.micro_batch_size=1", "9 sequences, which 2 processes cannot share");
   expect_refused(3, "train.micro_batch_size=3", "3 does not divide the 4 sequences");
-  expect_refused(1, "parallel.zero_stage=1", "parallel.zero_stage");
 }
 
 TEST(Watchdog, EndsTheProcessAtTheDeadline) {
   EXPECT_EXIT(
       {
+        LocalCommunicator communicator;
+        communicator.log()->note("all_reduce_sum", 30);
+        communicator.log()->note("all_gather", 40);
         Watchdog watchdog(2);
+        watchdog.watch_over(&communicator);
         watchdog.enter("rank 1: step 7", 60, "long");
         watchdog.enter("rank 1: step 8", 0.2, "short");
         std::this_thread::sleep_for(std::chrono::seconds(20));
       },
-      testing::ExitedWithCode(kDeadlineExitCode), "error: rank 1: step 8: not done after 0.2 s \\(short\\)");
+      testing::ExitedWithCode(kDeadlineExitCode),
+      "error: rank 1: step 8: not done after 0.2 s \\(short\\).*last collective: all_gather of 40 elements, number 2");
   Watchdog alone(1);
   alone.enter("alone", 1e-3, "none");
   std::this_thread::sleep_for(std::chrono::milliseconds(50));

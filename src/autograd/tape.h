@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "autograd/activation.h"
+#include "autograd/parameter.h"
 #include "core/tensor.h"
 
 namespace egmla {
@@ -40,7 +41,8 @@ class Tape {
   // A window onto a tensor, applied alike to a value and to its gradient.
   using Window = std::function<View(const View&)>;
 
-  explicit Tape(Context& context, Mode mode = Mode::record) : context_(&context), mode_(mode) {}
+  explicit Tape(Context& context, Mode mode = Mode::record)
+      : context_(&context), mode_(mode), counts_uses_(mode == Mode::record) {}
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
@@ -49,6 +51,15 @@ class Tape {
   // A frugal tape does not keep results that are cheap to compute again. Set before the first op.
   void set_frugal(bool frugal) { frugal_ = frugal; }
   bool frugal() const { return frugal_; }
+
+  // An op is about to read a parameter, and its backward, if any, will write the gradient and end the use.
+  void use(Parameter& parameter) {
+    if (parameter.observer) parameter.observer->before_read(parameter);
+    if (counts_uses_) ++parameter.uses;
+  }
+  // What is recorded later counts already when it first runs; its second run does not.
+  void set_counts_uses(bool counts) { counts_uses_ = counts; }
+  bool counts_uses() const { return counts_uses_; }
 
   // A leaf without gradient, and one whose gradient is kept after backward (grad_of).
   Var constant(const Tensor& value) { return {value, this, kNoGrad}; }
@@ -103,6 +114,7 @@ class Tape {
   Context* context_;
   Mode mode_;
   bool frugal_ = false;
+  bool counts_uses_;
   std::vector<Slot> slots_;
   std::vector<Node> nodes_;
   std::vector<const char*> names_;

@@ -6,9 +6,16 @@
 #include <cstring>
 
 #include "dist/communicator_mpi.h"
+#include "core/check.h"
 #include "dist/communicator_nccl.h"
 
 namespace egmla {
+
+std::string CollectiveLog::text() const {
+  const char* operation = operation_;
+  if (!operation) return "none";
+  return fmt::format("{} of {} elements, number {}", operation, elements_.load(), number_.load());
+}
 
 void LocalCommunicator::gather_bytes(const void* own, size_t bytes, void* all) {
   std::memcpy(all, own, bytes);

@@ -3,8 +3,10 @@
 // Flat tensors lie in the memory the communicator serves (the host's, or with NCCL the device's); values on the host.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -19,9 +21,35 @@ struct Rank {
   int local = 0, local_count = 1;
 };
 
+// What a process did last, readable from another thread while it hangs there.
+class CollectiveLog {
+ public:
+  // `operation` lives for ever.
+  void note(const char* operation, int64_t elements) {
+    elements_ = elements;
+    operation_ = operation;
+    ++number_;
+  }
+  // "all_reduce_sum of 4096 elements, number 17"
+  std::string text() const;
+
+ private:
+  std::atomic<const char*> operation_ = nullptr;
+  std::atomic<int64_t> elements_ = 0, number_ = 0;
+};
+
+// Where a rank's part of n elements begins: parts are equal and of whole cache lines, and the little that is left is
+// the last rank's.
+inline int64_t part_begin(int64_t n, int rank, int ranks) {
+  constexpr int64_t kUnit = 64;
+  return rank == ranks ? n : n / (kUnit * ranks) * kUnit * rank;
+}
+
 class Communicator {
  public:
-  explicit Communicator(const Rank& rank) : rank_(rank) {}
+  // `log` is shared by the communicators of a process.
+  explicit Communicator(const Rank& rank, std::shared_ptr<CollectiveLog> log = std::make_shared<CollectiveLog>())
+      : rank_(rank), log_(std::move(log)) {}
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
   virtual ~Communicator() = default;
@@ -31,19 +59,26 @@ class Communicator {
   // The one rank that owns the run's files and speaks on the console.
   bool is_root() const { return rank_.number == 0; }
 
+  const std::shared_ptr<CollectiveLog>& log() const { return log_; }
+
   // The part of n elements that a rank owns between reduce_scatter_sum and all_gather.
-  int64_t part_begin(int64_t n, int rank) const { return n * rank / size(); }
+  int64_t part_begin(int64_t n, int rank) const { return egmla::part_begin(n, rank, size()); }
 
   // Sums a flat f32 or f64 tensor over all ranks, in place.
   virtual void all_reduce_sum(const View& flat) = 0;
   // Leaves the sum in this rank's part; the rest keeps this rank's values.
   virtual void reduce_scatter_sum(const View& flat) = 0;
-  // Brings every rank's part to all.
+  // Brings every rank's part to all, whatever the dtype.
   virtual void all_gather(const View& flat) = 0;
   // Every rank receives the root's values, whatever the dtype.
   virtual void broadcast(const View& flat) = 0;
   // Collectives on tensors may still be under way on the device; kernels launched after wait() see their results.
   virtual void wait() = 0;
+  // The same for the collectives before mark(slot) alone; slots are small numbers, used again and again.
+  virtual void mark(size_t slot) = 0;
+  virtual void wait_for(size_t slot) = 0;
+  // Ends what is under way on the device without its peers; called from another thread before the process leaves.
+  virtual void abort() {}
 
   // `bytes` from each rank, side by side in `all`; both on the host.
   virtual void gather_bytes(const void* own, size_t bytes, void* all) = 0;
@@ -75,6 +110,7 @@ class Communicator {
 
  private:
   Rank rank_;
+  std::shared_ptr<CollectiveLog> log_;
 };
 
 // One process alone: nothing to exchange.
@@ -86,6 +122,8 @@ class LocalCommunicator final : public Communicator {
   void all_gather(const View&) override {}
   void broadcast(const View&) override {}
   void wait() override {}
+  void mark(size_t) override {}
+  void wait_for(size_t) override {}
   void gather_bytes(const void* own, size_t bytes, void* all) override;
 };
 

@@ -51,16 +51,21 @@ class MpiCommunicator final : public Communicator {
     all_gather(flat);
   }
   void reduce_scatter_sum(const View& flat) override {
+    log()->note("reduce_scatter_sum", flat.elements());
+    check(flat.dtype == DType::f32 || flat.dtype == DType::f64, "mpi: sums are of f32 or f64, found {}",
+          name_of(flat.dtype));
     if (flat.dtype == DType::f32) return reduce_scatter<float>(flat, MPI_FLOAT);
     reduce_scatter<double>(flat, MPI_DOUBLE);
   }
   void all_gather(const View& flat) override {
+    log()->note("all_gather", flat.elements());
     const Parts parts(*this, flat);
     check_mpi(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, flat.data, parts.counts.data(), parts.begins.data(),
-                             flat.dtype == DType::f32 ? MPI_FLOAT : MPI_DOUBLE, MPI_COMM_WORLD),
+                             type_of(flat), MPI_COMM_WORLD),
               "MPI_Allgatherv");
   }
   void broadcast(const View& flat) override {
+    log()->note("broadcast", flat.elements());
     char* data = static_cast<char*>(flat.data);
     const auto bytes = static_cast<int64_t>(flat.bytes());
     for (int64_t begin = 0; begin < bytes; begin += kBroadcastBytes) {
@@ -69,7 +74,10 @@ class MpiCommunicator final : public Communicator {
     }
   }
   void wait() override {}
+  void mark(size_t) override {}
+  void wait_for(size_t) override {}
   void gather_bytes(const void* own, size_t bytes, void* all) override {
+    log()->note("exchange of values", static_cast<int64_t>(bytes));
     const auto count = static_cast<int>(bytes);
     check_mpi(MPI_Allgather(own, count, MPI_BYTE, all, count, MPI_BYTE, MPI_COMM_WORLD), "MPI_Allgather");
   }
@@ -78,8 +86,6 @@ class MpiCommunicator final : public Communicator {
   // Every rank's part of a flat tensor, as MPI wants it.
   struct Parts {
     Parts(const Communicator& communicator, const View& flat) {
-      check(flat.dtype == DType::f32 || flat.dtype == DType::f64, "mpi: sums are of f32 or f64, found {}",
-            name_of(flat.dtype));
       const int64_t n = flat.elements();
       check(n <= std::numeric_limits<int>::max() - communicator.size(),
             "mpi: {} elements at once; lower parallel.bucket_mb", n);
@@ -90,6 +96,10 @@ class MpiCommunicator final : public Communicator {
     }
     std::vector<int> begins, counts;
   };
+
+  static MPI_Datatype type_of(const View& flat) {
+    return size_of(flat.dtype) == 2 ? MPI_UINT16_T : size_of(flat.dtype) == 4 ? MPI_FLOAT : MPI_DOUBLE;
+  }
 
   template <class T>
   void reduce_scatter(const View& flat, MPI_Datatype type) {

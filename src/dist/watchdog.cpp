@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <future>
 
 namespace egmla {
 
@@ -20,6 +21,11 @@ Watchdog::~Watchdog() {
   }
   changed_.notify_one();
   thread_.join();
+}
+
+void Watchdog::watch_over(Communicator* communicator) {
+  const std::lock_guard lock(mutex_);
+  communicator_ = communicator;
 }
 
 void Watchdog::enter(const std::string& phase, double seconds, const char* key) {
@@ -45,13 +51,29 @@ void Watchdog::watch() {
     } else if (Clock::now() < deadline) {
       changed_.wait_until(lock, deadline);
     } else {
-      fmt::print(stderr,
-                 "error: {}: not done after {} s ({}); another process is lost or stuck, or the limit is short\n",
-                 phase_, seconds_, key_);
-      std::fflush(stderr);
-      ::_exit(kDeadlineExitCode);  // destructors would wait for the lost process
+      leave();
     }
   }
+}
+
+// Destructors would wait for the lost process, and so may an abort: it has a few seconds.
+void Watchdog::leave() {
+  constexpr auto kPatience = std::chrono::seconds(3);
+  const std::string last = communicator_ ? "; last collective: " + communicator_->log()->text() : "";
+  fmt::print(stderr,
+             "error: {}: not done after {} s ({}); another process is lost or stuck, or the limit is short{}\n", phase_,
+             seconds_, key_, last);
+  std::fflush(stderr);
+  if (communicator_) {
+    std::promise<void> done;
+    std::future<void> aborted = done.get_future();
+    std::thread([&] {
+      communicator_->abort();
+      done.set_value();
+    }).detach();
+    aborted.wait_for(kPatience);
+  }
+  ::_exit(kDeadlineExitCode);
 }
 
 }  // namespace egmla

@@ -8,6 +8,8 @@
 #include <string>
 #include <thread>
 
+#include "dist/communicator.h"
+
 namespace egmla {
 
 constexpr int kDeadlineExitCode = 3;
@@ -20,17 +22,22 @@ class Watchdog {
   Watchdog& operator=(const Watchdog&) = delete;
   ~Watchdog();
 
+  // From now on the last words tell this communicator's last collective, and it is aborted; null: neither. It must be
+  // taken off before its life ends.
+  void watch_over(Communicator* communicator);
   // The phase before is done; this one may take `seconds`. `key` is the configuration's name of that limit.
   void enter(const std::string& phase, double seconds, const char* key);
 
  private:
   using Clock = std::chrono::steady_clock;
   void watch();
+  [[noreturn]] void leave();
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::string phase_;
   const char* key_ = "";
+  Communicator* communicator_ = nullptr;
   double seconds_ = 0;
   Clock::time_point deadline_ = Clock::time_point::max();
   bool stopping_ = false;

@@ -20,12 +20,27 @@ View at(const Tensor& flat, int64_t offset, const Shape& shape) {
                    flat.dtype());
 }
 
+// Of parts in rising order, those that touch and belong to one group become one.
+void merge_neighbours(std::vector<OwnPart>& parts) {
+  std::sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.span.begin < b.span.begin; });
+  std::vector<OwnPart> merged;
+  for (const OwnPart& part : parts) {
+    if (merged.empty() || merged.back().group != part.group) {
+      merged.push_back(part);
+    } else {
+      merged.back().span.size += part.span.size;
+    }
+  }
+  parts = std::move(merged);
+}
+
 }  // namespace
 
 Parameter* ParameterStore::add(std::vector<NamedTensor> parts) {
   check(!allocated() && !parts.empty(), "parameters: declare before allocating");
   Entry entry;
   entry.parameter.name = parts.front().path;
+  entry.parameter.ordinal = static_cast<int32_t>(entries_.size());
   entry.first_tensor = tensors_.size();
   entry.tensor_count = parts.size();
   for (NamedTensor& part : parts) {
@@ -44,6 +59,7 @@ Parameter* ParameterStore::window(Parameter* whole, std::function<View(const Vie
   owner->windowed = true;
   Entry entry;
   entry.parameter.name = whole->name;
+  entry.parameter.ordinal = static_cast<int32_t>(entries_.size());
   entry.whole = &*owner;
   entry.select = std::move(select);
   entries_.push_back(std::move(entry));
@@ -69,34 +85,55 @@ int64_t ParameterStore::elements() const {
   return sum;
 }
 
-void ParameterStore::allocate(Context& context, DType compute) {
-  int64_t offset = 0;
+void ParameterStore::lay_out() {
+  if (elements_ > 0) return;
   for (int group = 0; group < kParameterGroups; ++group) {
-    Span& span = spans_[static_cast<size_t>(group)];
-    span.begin = offset;
-    for (const Entry& entry : entries_) {
+    for (Entry& entry : entries_) {
       if (entry.whole || tensors_[entry.first_tensor].group != static_cast<ParameterGroup>(group)) continue;
+      entry.span.begin = elements_;
       for (size_t i = 0; i < entry.tensor_count; ++i) {
-        tensors_[entry.first_tensor + i].offset = offset;
-        offset += tensors_[entry.first_tensor + i].elements();
+        tensors_[entry.first_tensor + i].offset = elements_;
+        elements_ += tensors_[entry.first_tensor + i].elements();
       }
-      offset = aligned(offset);
+      elements_ = aligned(elements_);
+      entry.span.size = elements_ - entry.span.begin;
     }
-    span.size = offset - span.begin;
   }
+}
+
+std::vector<PlacedParameter> ParameterStore::places() {
+  lay_out();
+  std::vector<PlacedParameter> out;
+  for (Entry& entry : entries_) {
+    if (!entry.whole) out.push_back({entry.span, tensors_[entry.first_tensor].group, {}});
+    if (!entry.windowed) out.back().trained.push_back(&entry.parameter);
+  }
+  return out;
+}
+
+void ParameterStore::allocate(Context& context, DType compute, std::vector<OwnPart> own) {
+  lay_out();
+  own_ = std::move(own);
+  shared_out_ = !own_.empty();
+  if (!shared_out_) {
+    for (const PlacedParameter& place : places()) own_.push_back({place.span, place.group, place.span.begin});
+    merge_neighbours(own_);
+  }
+  own_elements_ = 0;
+  for (const OwnPart& part : own_) own_elements_ += part.span.size;
   const DType master = compute == DType::f64 ? DType::f64 : DType::f32;
   {
     const MemoryScope scope(context, MemoryCategory::weights);
-    master_ = Tensor::zeros(context, {offset}, master);
-    if (compute == DType::bf16) working_ = Tensor::zeros(context, {offset}, compute);
+    if (compute == DType::bf16) working_ = Tensor::zeros(context, {elements_}, compute);
+    master_ = Tensor::zeros(context, {keeps_whole_master() ? elements_ : own_elements_}, master);
   }
   {
     const MemoryScope scope(context, MemoryCategory::gradients);
-    grad_ = Tensor::zeros(context, {offset}, master);
+    grad_ = Tensor::zeros(context, {elements_}, master);
   }
   for (Entry& entry : entries_) place(entry);
   for (const NamedTensor& tensor : tensors_) {
-    context.name_memory(at(master_, tensor.offset, tensor.shape()), tensor.path);
+    if (keeps_whole_master()) context.name_memory(at(master_, tensor.offset, tensor.shape()), tensor.path);
     if (working_.defined()) context.name_memory(at(working_, tensor.offset, tensor.shape()), tensor.path);
     context.name_memory(at(grad_, tensor.offset, tensor.shape()), tensor.path + ".grad");
   }
@@ -132,21 +169,41 @@ void ParameterStore::initialize(uint64_t seed) {
 }
 
 void ParameterStore::read(const NamedTensor& tensor, float* data) const {
-  const View from = at(master_, tensor.offset, tensor.shape());
+  const View from = at(image(), tensor.offset, tensor.shape());
   if (master_.dtype() == DType::f32) return context().copy_to_host(data, from.data, from.bytes());
   const double* values = from.as<double>();
   for (int64_t i = 0; i < tensor.elements(); ++i) data[i] = static_cast<float>(values[i]);
 }
 
 void ParameterStore::write(const NamedTensor& tensor, const float* data) {
-  const View to = at(master_, tensor.offset, tensor.shape());
+  const View to = at(image(), tensor.offset, tensor.shape());
   if (master_.dtype() == DType::f32) return context().copy_from_host(to.data, data, to.bytes());
   double* values = to.as<double>();
   for (int64_t i = 0; i < tensor.elements(); ++i) values[i] = data[i];
 }
 
 void ParameterStore::refresh_working() {
-  if (working_.defined()) launch(context(), Convert{.out = working_.view(), .x = master_.view()});
+  if (!working_.defined()) return;
+  launch(context(), Convert{.out = working_.view(), .x = image().view()});
+  if (!keeps_whole_master()) keep_own(image(), master_);
+}
+
+View ParameterStore::master_part(const OwnPart& part) const {
+  return slice(master_, keeps_whole_master() ? part.span : Span{part.at, part.span.size});
+}
+
+void ParameterStore::keep_own(const Tensor& whole, const Tensor& own) const {
+  for (const OwnPart& part : own_) {
+    const View to = slice(own, {part.at, part.span.size}), from = slice(whole, part.span);
+    context().copy(to.data, from.data, from.bytes());
+  }
+}
+
+void ParameterStore::spread_own(const Tensor& own, const Tensor& whole) const {
+  for (const OwnPart& part : own_) {
+    const View to = slice(whole, part.span), from = slice(own, {part.at, part.span.size});
+    context().copy(to.data, from.data, from.bytes());
+  }
 }
 
 void ParameterStore::begin_step() {

@@ -1,6 +1,7 @@
 // All parameters of a model in flat buffers: master values and gradients in f32 (f64 in tests), and on CUDA a bf16
 // working copy that AdamW keeps current. Declared first (no memory: `inspect` stops there), then allocated.
 // A parameter may be several named tensors stacked by rows (q, k, v in one product); names are Hugging Face's.
+// Of several processes each may update a part of the buffers alone: then a bf16 model keeps that part of the master.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +44,21 @@ struct Span {
   int64_t size = 0;
 };
 
+// A piece of the flat buffers that this process updates, within one group; `at` is its place among all its pieces,
+// which lie side by side in the optimizer's buffers.
+struct OwnPart {
+  Span span;
+  ParameterGroup group = ParameterGroup::matrix;
+  int64_t at = 0;
+};
+
+// A parameter, or the windows it is trained through, and its place in the flat buffers, padding included.
+struct PlacedParameter {
+  Span span;
+  ParameterGroup group = ParameterGroup::matrix;
+  std::vector<Parameter*> trained;
+};
+
 class ParameterStore {
  public:
   ParameterStore() = default;
@@ -60,16 +76,19 @@ class ParameterStore {
   int64_t elements(ParameterGroup group) const;  // without padding
   int64_t elements() const;
 
-  // Places every parameter; `compute` is the dtype ops read (f32, f64 or bf16).
-  void allocate(Context& context, DType compute);
+  // Every parameter's place in the flat buffers, in order of declaration; known before anything is allocated.
+  std::vector<PlacedParameter> places();
+  // Takes memory; `compute` is the dtype ops read (f32, f64 or bf16). `own` is what this process updates, everything
+  // where it is empty.
+  void allocate(Context& context, DType compute, std::vector<OwnPart> own = {});
   bool allocated() const { return master_.defined(); }
   // Draws every tensor from (seed, its path): independent of order, layout and world size.
   void initialize(uint64_t seed);
 
-  // Reads and writes one tensor of the master copy, row-major; `data` holds elements() values.
+  // Reads and writes one tensor of image(), row-major; `data` holds elements() values.
   void read(const NamedTensor& tensor, float* data) const;
   void write(const NamedTensor& tensor, const float* data);
-  // Rounds the master copy into the working copy, after write().
+  // Takes over image() after write(): rounds it into the working copy, and keeps what this process updates.
   void refresh_working();
 
   // A step begins: gradients are overwritten by their first writer. It ends: what nothing wrote is zero.
@@ -80,23 +99,40 @@ class ParameterStore {
   const Tensor& master() const { return master_; }
   const Tensor& grad() const { return grad_; }
   const Tensor& working() const { return working_; }  // undefined when ops read the master copy
-  Span span(ParameterGroup group) const { return spans_[static_cast<size_t>(group)]; }
+  const std::vector<OwnPart>& own() const { return own_; }
+  int64_t own_elements() const { return own_elements_; }
+  // Whether other processes update the rest.
+  bool shared_out() const { return shared_out_; }
+  bool keeps_whole_master() const { return !(shared_out_ && working_.defined()); }
+  // The whole master copy: the buffer itself, or where this process keeps only a part of it, the memory of the gradients
+  // on loan between steps.
+  const Tensor& image() const { return keeps_whole_master() ? master_ : grad_; }
+  // A part of the master copy.
+  View master_part(const OwnPart& part) const;
+  // Copies this process's parts from a whole buffer to one of own_elements(), and back.
+  void keep_own(const Tensor& whole, const Tensor& own) const;
+  void spread_own(const Tensor& own, const Tensor& whole) const;
   // A window of a flat buffer of the master's layout.
   View slice(const Tensor& flat, const Span& span) const;
 
  private:
   struct Entry {
     Parameter parameter;
+    Span span;  // set by lay_out()
     size_t first_tensor = 0, tensor_count = 0;
     Entry* whole = nullptr;  // of a window
     std::function<View(const View&)> select;
     bool windowed = false;  // a whole that is trained through its windows
   };
+  void lay_out();
   void place(Entry& entry);
 
   std::deque<Entry> entries_;
   std::vector<NamedTensor> tensors_;
-  std::vector<Span> spans_ = std::vector<Span>(kParameterGroups);
+  int64_t elements_ = 0;  // of a flat buffer, padding included; 0 until laid out
+  std::vector<OwnPart> own_;
+  int64_t own_elements_ = 0;
+  bool shared_out_ = false;
   Tensor master_, grad_, working_;
 };
 

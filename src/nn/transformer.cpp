@@ -23,9 +23,9 @@ Transformer::Transformer(const ModelConfig& model) : model_(model) {
                     {{.path = "lm_head.weight", .rows = model.vocab_size, .columns = model.hidden_size, .init = init}});
 }
 
-void Transformer::allocate(Context& context, DType dtype) {
+void Transformer::allocate(Context& context, DType dtype, std::vector<OwnPart> own) {
   dtype_ = dtype;
-  store_.allocate(context, dtype);
+  store_.allocate(context, dtype, std::move(own));
   const DType table = dtype == DType::f64 ? DType::f64 : DType::f32;
   if (blocks_.empty()) return;
   const ops::RopeTable rope =
@@ -81,6 +81,7 @@ Tensor Transformer::next_logits(const Batch& batch, std::vector<LayerCache>& cac
   Context& context = store_.context();
   Tape tape(context, Tape::Mode::inference);
   const Tensor h = trunk(tape, batch, &caches).value;
+  tape.use(*head_);
   const Tensor last = Tensor::empty(context, {batch.rows(), 1, model_.hidden_size}, h.dtype());
   launch(context, Copy{.out = last.view(), .x = h.view().middle(batch.length() - 1, 1)});
   return ops::head_logits(last, *head_);

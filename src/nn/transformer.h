@@ -18,8 +18,9 @@ class Transformer {
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // Takes memory on `context`; `dtype` is what activations and products use (f32, f64; bf16 on CUDA).
-  void allocate(Context& context, DType dtype);
+  // Takes memory on `context`; `dtype` is what activations and products use (f32, f64; bf16 on CUDA); `own` is what
+  // this process updates, everything where it is empty.
+  void allocate(Context& context, DType dtype, std::vector<OwnPart> own = {});
 
   // What backward computes again; results and gradients keep their bits.
   void set_recompute(Recompute recompute) { recompute_ = recompute; }

@@ -31,6 +31,7 @@ Var swiglu_linear(const Var& x, Parameter& weight) {
   Tape& tape = *x.tape;
   if (!tape.frugal() || x.id == kNoGrad) return linear(swiglu(x), weight);
   const OpScope scope(tape.context(), "swiglu_linear");
+  tape.use(weight);
   Tape forward(tape.context(), Tape::Mode::inference);
   Var y = tape.output(linear(swiglu(forward.constant(x.value)), weight).value);
   tape.record("swiglu_linear", [x = x.activation(), w = &weight, x_id = x.id, id = y.id](Tape& t) {
@@ -46,6 +47,7 @@ Var swiglu_linear(const Var& x, Parameter& weight) {
     });
     launch(t.context(),
            Matmul{.out = w->grad, .a = d, .b = h.as_matrix(), .transpose_a = true, .accumulate = w->accumulate()});
+    w->end_use();
   });
   return y;
 }

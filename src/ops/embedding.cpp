@@ -45,6 +45,7 @@ Var embedding(Tape& tape, const TokenIndex& tokens, Parameter& table) {
   check(ids.rank() == 2 && table.value.rank() == 2,
         "embedding: ids must be [B,T] and table [V,C]; ids is {}, table is {}", ids.text(), table.value.shape.text());
   const OpScope scope(tape.context(), "embedding");
+  tape.use(table);
   Var y = tape.output(gather(tokens.ids, table),
                       [ids = tokens.ids, parameter = &table] { return gather(ids, *parameter); });
   if (tape.recording()) {
@@ -57,6 +58,7 @@ Var embedding(Tape& tape, const TokenIndex& tokens, Parameter& table) {
                                             .order = tokens.order.view(),
                                             .segments = tokens.segments.view(),
                                             .accumulate = parameter->accumulate()});
+      parameter->end_use();
     });
   }
   return y;

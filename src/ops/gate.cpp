@@ -17,6 +17,10 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
   Tape& tape = *u.tape;
   Context& context = tape.context();
   const OpScope scope(context, "gate");
+  if (normed) {
+    tape.use(*weight);
+    tape.use(*bias);
+  }
   const DType statistics = u.value.dtype() == DType::f64 ? DType::f64 : DType::f32;
   // [B, T, H, w] with any strides whose first two axes collapse, as [N, H, w].
   const auto rows = [=](const View& view) {
@@ -74,6 +78,8 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
         kernel.accumulate = weight->accumulate();
         bias->accumulate();
         launch(t.context(), kernel);
+        weight->end_use();
+        bias->end_use();
       });
     });
   });

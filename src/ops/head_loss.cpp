@@ -29,6 +29,7 @@ HeadLoss head_loss(const Var& x, Parameter& weight, const Tensor& targets, doubl
   Tape& tape = *x.tape;
   Context& context = tape.context();
   const OpScope scope(context, "head_loss");
+  tape.use(weight);
   const DType statistics = weight.value.dtype == DType::f64 ? DType::f64 : DType::f32;
   HeadLoss result;
   result.per_token = Tensor::empty(context, {N}, statistics);
@@ -52,6 +53,7 @@ HeadLoss head_loss(const Var& x, Parameter& weight, const Tensor& targets, doubl
     if (dx.defined())
       launch(context, Matmul{.out = dx.view().as_matrix().rows(begin, rows), .a = scores, .b = weight.value});
   }
+  if (tape.recording()) weight.end_use();
   const Tensor loss = Tensor::empty(context, {1}, statistics);
   launch(context, Sum{.out = loss.view(), .x = result.per_token.view(), .scale = loss_scale});
   result.loss = tape.output(loss);

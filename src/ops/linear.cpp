@@ -21,6 +21,7 @@ Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild)
         "linear: x must be [...,K] and weight [M,K]; x is {}, weight is {}", x.shape().text(), w.shape.text());
   Tape& tape = *x.tape;
   const OpScope scope(tape.context(), "linear");
+  tape.use(weight);
   Var y = tape.output(product(x.value, weight), std::move(rebuild));
   if (tape.recording()) {
     tape.record("linear", [x = x.activation(), x_id = x.id, parameter = &weight, id = y.id](Tape& t) {
@@ -31,6 +32,7 @@ Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild)
                                  .b = x.view().as_matrix(),
                                  .transpose_a = true,
                                  .accumulate = parameter->accumulate()});
+      parameter->end_use();
       t.write(x_id, [&](const View& dx) {
         launch(t.context(), Matmul{.out = dx.as_matrix(), .a = d, .b = parameter->value});
       });

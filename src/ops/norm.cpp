@@ -67,15 +67,16 @@ void backward(Context& context, const View& dx, const Tensor& x, const Statistic
   const int64_t C = x.shape().back();
   if (!bias) {
     const Tensor partials = Tensor::empty(context, {kNormPartials, C}, weight.grad.dtype);
-    return launch(context, RmsNormBackward{.x_grad = dx,
-                                           .weight_grad = weight.grad,
-                                           .partials = partials.view(),
-                                           .out_grad = dy,
-                                           .residual_grad = residual_grad,
-                                           .x = x.view(),
-                                           .rstd = saved.rstd.view(),
-                                           .weight = weight.value,
-                                           .accumulate = weight.accumulate()});
+    launch(context, RmsNormBackward{.x_grad = dx,
+                                    .weight_grad = weight.grad,
+                                    .partials = partials.view(),
+                                    .out_grad = dy,
+                                    .residual_grad = residual_grad,
+                                    .x = x.view(),
+                                    .rstd = saved.rstd.view(),
+                                    .weight = weight.value,
+                                    .accumulate = weight.accumulate()});
+    return weight.end_use();
   }
   const Tensor partials = Tensor::empty(context, {kNormPartials, 2, C}, weight.grad.dtype);
   bias->accumulate();
@@ -90,6 +91,13 @@ void backward(Context& context, const View& dx, const Tensor& x, const Statistic
                                     .rstd = saved.rstd.view(),
                                     .weight = weight.value,
                                     .accumulate = weight.accumulate()});
+  weight.end_use();
+  bias->end_use();
+}
+
+void use(Tape& tape, Parameter& weight, Parameter* bias) {
+  tape.use(weight);
+  if (bias) tape.use(*bias);
 }
 
 }  // namespace
@@ -98,6 +106,7 @@ Var norm(const Var& x, Parameter& weight, Parameter* bias, double eps) {
   check_norm(x, weight, bias);
   Tape& tape = *x.tape;
   const OpScope scope(tape.context(), bias ? "layer_norm" : "rms_norm");
+  use(tape, weight, bias);
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   const Statistics saved = forward(out, x.value, View{}, Tensor{}, weight, bias, eps);
   const Activation kept = x.activation();
@@ -122,6 +131,7 @@ std::pair<Var, Var> add_norm(const Var& x, const Var& delta, Parameter& weight, 
         delta.shape().text());
   Tape& tape = *x.tape;
   const OpScope scope(tape.context(), bias ? "add_layer_norm" : "add_rms_norm");
+  use(tape, weight, bias);
   Tensor sum = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   const Statistics saved = forward(out, x.value, delta.view(), sum, weight, bias, eps);

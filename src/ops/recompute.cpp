@@ -10,6 +10,7 @@ std::vector<Var> recompute(const std::vector<Var>& inputs, const Region& region)
   if (!tape.recording()) return region(inputs);
   Tape forward(tape.context(), Tape::Mode::inference);
   forward.set_frugal(tape.frugal());
+  forward.set_counts_uses(tape.counts_uses());
   std::vector<Var> constants, outputs;
   std::vector<Activation> kept;
   std::vector<VarId> input_ids, output_ids;
@@ -25,6 +26,7 @@ std::vector<Var> recompute(const std::vector<Var>& inputs, const Region& region)
   }
   tape.record("recompute", [=](Tape& t) {
     Tape again(t.context());
+    again.set_counts_uses(false);
     std::vector<Var> leaves;
     for (size_t i = 0; i < kept.size(); ++i)
       leaves.push_back(input_ids[i] == kNoGrad ? again.constant(kept[i].get()) : again.variable(kept[i].get()));

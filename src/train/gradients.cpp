@@ -12,13 +12,14 @@ std::vector<Tensor> accumulate_gradients(Transformer& model, const std::vector<H
   std::vector<Tensor> losses;
   model.parameters().begin_step();
   for (const HostBatch& batch : batches) {
+    if (sync && &batch == &batches.back()) sync->begin_last_backward();
     Tape tape(context);
     const Var loss = model.loss(tape, to_device(context, batch, true), 1.0 / static_cast<double>(counted)).loss;
     tape.backward(loss);
     losses.push_back(loss.value);
   }
   model.parameters().end_step();
-  if (sync) sync->reduce();
+  if (sync) sync->finish();
   return losses;
 }
 

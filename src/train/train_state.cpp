@@ -3,13 +3,13 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 
 #include "data/prepared.h"
 #include "infer/device.h"
 #include "infer/hf_import.h"
 #include "infer/trained_model.h"
+#include "kernels/elementwise.h"
 #include "train/memory_plan.h"
 
 namespace egmla {
@@ -45,15 +45,11 @@ int64_t micro_batch_of_share(const Config& config, int ranks) {
 
 TrainState::TrainState(const Config& config, Communicator& host)
     : config_(config), host_(&host), micro_batch_size_(micro_batch_of_share(config, host.size())) {
-  check_usage(config_.parallel.zero_stage == 0,
-              "parallel.zero_stage: {} is not available; every process keeps the whole optimizer state: use 0",
-              config_.parallel.zero_stage);
   open_text();
   open_data();
   if (host.is_root()) directory_ = std::make_unique<RunDirectory>(config_);
   open_model();
-  if (host.is_root()) load_or_initialize();
-  take_from_root();
+  load();
   if (host.is_root()) directory_->write_config(config_);
 }
 
@@ -101,79 +97,109 @@ void TrainState::open_model() {
        sequences = config_.train.batch_tokens / config_.data.sequence_length / host_->size()](int64_t capacity) {
         return memory_advice(config_, context_->is_cpu(), dtype, micro_batch_size_, sequences, capacity);
       });
-  model_->allocate(*context_, dtype);
+  std::vector<Bucket> buckets = plan_buckets(store, (config_.parallel.bucket_mb << 20) / int64_t{sizeof(float)});
+  model_->allocate(*context_, dtype, parts_to_update(buckets, host_->rank(), config_.parallel.zero_stage));
   const GateConfig& gate = config_.model.attention.gate;
   optimizer_ = std::make_unique<AdamWOptimizer>(store, config_.train.optimizer, gate.lr_scale, gate.weight_decay);
+  sync_ = std::make_unique<GradientSync>(store, ranks(), std::move(buckets));
+  sync_->attach(*optimizer_);
 }
 
-void TrainState::load_or_initialize() {
+// The root reads; tensors travel whole, and each rank keeps what it updates of them.
+void TrainState::load() {
+  ParameterStore& store = model_->parameters();
+  std::optional<CheckpointReader> resumed;
+  if (host_->is_root()) resumed = load_weights_or_initialize();
+  state_ = host_->from_root(state_);
+  ranks().broadcast(store.image().view());
+  ranks().wait();
+  store.refresh_working();
+  if (!host_->from_root(int{resumed.has_value()})) return;
+  const CheckpointReader* reader = resumed ? &*resumed : nullptr;
+  load_moment(reader, Group::exp_avg, optimizer_->exp_avg());
+  load_moment(reader, Group::exp_avg_sq, optimizer_->exp_avg_sq());
+}
+
+// Returns the checkpoint that the run goes on from.
+std::optional<CheckpointReader> TrainState::load_weights_or_initialize() {
   ParameterStore& store = model_->parameters();
   state_.seed = static_cast<uint64_t>(config_.run.seed);
   const auto newest = newest_valid_checkpoint(directory_->checkpoints());
   if (newest) {
     for (const auto& [path, reason] : newest->passed_over) spdlog::warn("passed over {}: {}", path, reason);
-    return resume(CheckpointReader(newest->path), newest->path);
+    return open_checkpoint(newest->path);
   }
-  if (config_.run.init_from.empty()) return store.initialize(state_.seed);
-  if (is_hf_directory(config_.run.init_from)) return load_hf_weights(store, config_.model, config_.run.init_from);
-  const std::string from = find_checkpoint(config_.run.init_from);
-  load_weights(store, CheckpointReader(from), from);
-  spdlog::info("weights from {}", from);
+  if (config_.run.init_from.empty()) {
+    store.initialize(state_.seed);
+  } else if (is_hf_directory(config_.run.init_from)) {
+    load_hf_weights(store, config_.model, config_.run.init_from);
+  } else {
+    const std::string from = find_checkpoint(config_.run.init_from);
+    load_weights(store, CheckpointReader(from), from);
+    spdlog::info("weights from {}", from);
+  }
+  return std::nullopt;
 }
 
-void TrainState::resume(const CheckpointReader& reader, const std::string& path) {
+CheckpointReader TrainState::open_checkpoint(const std::string& path) {
+  CheckpointReader reader(path);
   check_usage(reader.tokenizer_json() == tokenizer_json_,
               "data.tokenizer: {} differs from the tokenizer in {}; a run keeps its tokenizer",
               config_.data.tokenizer.empty() ? "(none)" : config_.data.tokenizer, path);
-  ParameterStore& store = model_->parameters();
-  load_weights(store, reader, path);
-  std::vector<float> values;
-  for (const NamedTensor& tensor : store.tensors()) {
-    values.resize(static_cast<size_t>(tensor.elements()));
-    for (const auto& [group, flat] :
-         {std::pair(Group::exp_avg, &optimizer_->exp_avg()), std::pair(Group::exp_avg_sq, &optimizer_->exp_avg_sq())}) {
-      if (!reader.has(group, tensor.path)) continue;  // an imported checkpoint holds weights alone
-      reader.read(group, tensor.path, values.data());
-      const View to = part(*flat, tensor);
-      context_->copy_from_host(to.data, values.data(), to.bytes());
-    }
-  }
+  load_weights(model_->parameters(), reader, path);
   state_ = reader.state();
   spdlog::info("resuming from {} (step {})", path, state_.step);
+  return reader;
 }
 
-void TrainState::take_from_root() {
-  if (host_->size() == 1) return;
-  state_ = host_->from_root(state_);
-  ParameterStore& store = model_->parameters();
-  for (const Tensor* flat : {&store.master(), &optimizer_->exp_avg(), &optimizer_->exp_avg_sq()})
-    ranks().broadcast(flat->view());
-  ranks().wait();
-  store.refresh_working();
-}
-
-void TrainState::save() const {
+void TrainState::load_moment(const CheckpointReader* reader, Group group, const Tensor& moment) {
   const ParameterStore& store = model_->parameters();
+  const Tensor& whole = store.shared_out() ? store.grad() : moment;
+  launch(*context_, Fill{.out = whole.view(), .value = 0});
+  std::vector<float> values;
+  for (const NamedTensor& tensor : store.tensors()) {
+    if (!reader || !reader->has(group, tensor.path)) continue;  // an imported checkpoint holds weights alone
+    values.resize(static_cast<size_t>(tensor.elements()));
+    reader->read(group, tensor.path, values.data());
+    const View to = part(whole, tensor);
+    context_->copy_from_host(to.data, values.data(), to.bytes());
+  }
+  ranks().broadcast(whole.view());
+  ranks().wait();
+  if (store.shared_out()) store.keep_own(whole, moment);
+}
+
+void TrainState::save() {
+  saver_.wait();
+  const auto copy_whole = [this](const Tensor& whole, std::vector<float>& target) {
+    if (!host_->is_root()) return;
+    target.resize(static_cast<size_t>(whole.shape().elements()));
+    context_->copy_to_host(target.data(), whole.view().data, whole.view().bytes());
+  };
+  copy_whole(sync_->collect_master(), saved_model_);
+  copy_whole(sync_->collect(optimizer_->exp_avg()), saved_exp_avg_);
+  copy_whole(sync_->collect(optimizer_->exp_avg_sq()), saved_exp_avg_sq_);
+  if (!host_->is_root()) return;
   CheckpointContents contents;
   contents.state = state_;
   contents.config_yaml = resolved_yaml(config_, false);
   contents.tokenizer_json = tokenizer_json_;
-  for (const NamedTensor& tensor : store.tensors()) {
-    contents.model.push_back(
-        {tensor.path, tensor.shape(), [&store, &tensor](float* target) { store.read(tensor, target); }});
-    const auto moment = [this, &tensor](const Tensor& flat) {
-      return [this, &tensor, &flat](float* target) {
-        const View from = part(flat, tensor);
-        context_->copy_to_host(target, from.data, from.bytes());
-      };
+  for (const NamedTensor& tensor : model_->parameters().tensors()) {
+    const auto source = [&tensor](const std::vector<float>& whole) {
+      return TensorSource{tensor.path, tensor.shape(), [&tensor, &whole](float* target) {
+                            std::copy_n(whole.begin() + tensor.offset, tensor.elements(), target);
+                          }};
     };
-    contents.exp_avg.push_back({tensor.path, tensor.shape(), moment(optimizer_->exp_avg())});
-    contents.exp_avg_sq.push_back({tensor.path, tensor.shape(), moment(optimizer_->exp_avg_sq())});
+    contents.model.push_back(source(saved_model_));
+    contents.exp_avg.push_back(source(saved_exp_avg_));
+    contents.exp_avg_sq.push_back(source(saved_exp_avg_sq_));
   }
   save_measured_choices(*context_, directory_->file(kMeasuredChoices));
-  const CheckpointConfig& policy = config_.train.checkpoint;
-  write_checkpoint(checkpoint_path(directory_->checkpoints(), state_.step), contents);
-  prune_checkpoints(directory_->checkpoints(), policy.keep_last, policy.keep_every);
+  saver_.start([contents = std::move(contents), directory = directory_->checkpoints(),
+                policy = config_.train.checkpoint] {
+    write_checkpoint(checkpoint_path(directory, contents.state.step), contents);
+    prune_checkpoints(directory, policy.keep_last, policy.keep_every);
+  });
 }
 
 }  // namespace egmla

@@ -8,12 +8,13 @@
 
 #include "data/batches.h"
 #include "data/token_loader.h"
-#include "dist/communicator.h"
+#include "dist/gradient_sync.h"
 #include "io/checkpoint.h"
 #include "io/config.h"
 #include "nn/transformer.h"
 #include "optim/adamw.h"
 #include "text/tokenizer.h"
+#include "train/checkpoint_saver.h"
 #include "train/run_directory.h"
 
 namespace egmla {
@@ -25,8 +26,12 @@ class TrainState {
   // rank receives.
   TrainState(const Config& config, Communicator& host);
 
-  // Writes the checkpoint of state() and prunes older ones; on the root alone.
-  void save() const;
+  // Copies what a checkpoint of state() holds to the root's memory, whence a thread writes it and prunes older ones.
+  // Every rank calls it; it waits for the save before.
+  void save();
+  // Of the root's writing: raises a failure, if there is one by now; waits for its end.
+  void raise_save_failure() { saver_.raise_failure(); }
+  void finish_saving() { saver_.wait(); }
 
   // The config with what the tokenizer decides (model.vocab_size).
   const Config& config() const { return config_; }
@@ -39,6 +44,7 @@ class TrainState {
   Context& context() { return *context_; }
   Transformer& model() { return *model_; }
   AdamWOptimizer& optimizer() { return *optimizer_; }
+  GradientSync& sync() { return *sync_; }
   const TokenLoader& data() const { return *loader_; }
   const std::optional<ValidationSet>& validation() const { return validation_; }
   const BatchBuilder& builder() const { return *builder_; }
@@ -49,9 +55,10 @@ class TrainState {
   void open_text();
   void open_data();
   void open_model();
-  void load_or_initialize();
-  void resume(const CheckpointReader& reader, const std::string& path);
-  void take_from_root();
+  void load();
+  std::optional<CheckpointReader> load_weights_or_initialize();
+  CheckpointReader open_checkpoint(const std::string& path);
+  void load_moment(const CheckpointReader* reader, Group group, const Tensor& moment);
 
   Config config_;
   Communicator* host_;
@@ -66,7 +73,10 @@ class TrainState {
   std::unique_ptr<Communicator> device_ranks_;
   std::unique_ptr<Transformer> model_;
   std::unique_ptr<AdamWOptimizer> optimizer_;
+  std::unique_ptr<GradientSync> sync_;
   CheckpointState state_;
+  std::vector<float> saved_model_, saved_exp_avg_, saved_exp_avg_sq_;  // what is being written
+  CheckpointSaver saver_;
 };
 
 }  // namespace egmla

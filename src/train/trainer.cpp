@@ -11,7 +11,6 @@
 #include <cmath>
 #include <utility>
 
-#include "dist/gradient_sync.h"
 #include "dist/watchdog.h"
 #include "dist/weight_check.h"
 #include "infer/decoder.h"
@@ -94,6 +93,8 @@ class Trainer {
   void evaluate_into(MetricsRow& row);
   void write_sample(int64_t step);
   void save();
+  void finish_saving();
+  void check_weights(int64_t step);
   void watch(const std::string& phase, double seconds, const char* key);
   void report(const MetricsRow& row, bool last);
   [[noreturn]] void explain_non_finite(int64_t step, double loss, double norm);
@@ -104,7 +105,6 @@ class Trainer {
   TrainState state_;
   const TrainConfig& train_;
   const ParallelConfig& parallel_;
-  GradientSync sync_;
   std::optional<Records> records_;
   std::optional<LaunchedStep> launched_;  // the newest step, while the device may still work on it
   int64_t sequences_;                     // S, of a global step
@@ -113,6 +113,11 @@ class Trainer {
   double flops_per_token_, earlier_time_ = 0, trained_time_ = 0;
   std::optional<double> peak_;
   Clock::time_point step_start_;
+  // Destroyed first: from the deadline on the watchdog keeps this thread from leaving before it.
+  struct Attached {
+    Watchdog* watchdog;
+    ~Attached() { watchdog->watch_over(nullptr); }
+  } attached_{&watchdog_};
 };
 
 Trainer::Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog)
@@ -121,12 +126,12 @@ Trainer::Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog)
       state_(config, ranks),
       train_(state_.config().train),
       parallel_(state_.config().parallel),
-      sync_(state_.model().parameters(), state_.ranks(), parallel_.bucket_mb),
       sequences_(train_.batch_tokens / state_.config().data.sequence_length),
       last_step_(train_.stop_at_step > 0 ? std::min(train_.stop_at_step, train_.max_steps) : train_.max_steps),
       reads_late_(!state_.context().is_cpu()),
       flops_per_token_(state_.model().flops_per_token(state_.config().data.sequence_length)),
       peak_(peak_flops(state_.context().name(), state_.config().run.peak_tflops)) {
+  watchdog_.watch_over(&state_.ranks());
   const bool samples = train_.sample.every > 0 && !train_.sample.prompt.empty();
   check_usage(!samples || state_.tokenizer(), "train.sample: text samples need data.tokenizer");
   if (!ranks_.is_root()) return;
@@ -156,7 +161,7 @@ std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
       state_.builder().append(batch, ids.data(), T + 1);
     }
   }
-  return accumulate_gradients(state_.model(), batches, &sync_);
+  return accumulate_gradients(state_.model(), batches, &state_.sync());
 }
 
 LaunchedStep Trainer::launch_step(int64_t step) {
@@ -256,8 +261,22 @@ void Trainer::watch(const std::string& phase, double seconds, const char* key) {
 void Trainer::save() {
   watch(fmt::format("checkpoint of step {}", state_.state().step), parallel_.deadlines.checkpoint,
         "parallel.deadlines.checkpoint");
-  if (ranks_.is_root()) state_.save();
+  state_.save();
   ranks_.barrier();
+}
+
+void Trainer::finish_saving() {
+  watch(fmt::format("checkpoint of step {}", state_.state().step), parallel_.deadlines.checkpoint,
+        "parallel.deadlines.checkpoint");
+  state_.finish_saving();
+  ranks_.barrier();
+}
+
+// Where each rank keeps a part of the master weights, the working copies are what all must have alike.
+void Trainer::check_weights(int64_t step) {
+  state_.sync().finish_weights();
+  const ParameterStore& store = state_.model().parameters();
+  check_equal_weights(store.keeps_whole_master() ? store.master() : store.working(), ranks_, step);
 }
 
 void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
@@ -285,7 +304,10 @@ void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
 
 void Trainer::run() {
   CheckpointState& state = state_.state();
-  if (train_.max_steps == 0 && state.step == 0) return save();
+  if (train_.max_steps == 0 && state.step == 0) {
+    save();
+    return finish_saving();
+  }
   if (state.step >= last_step_) {
     spdlog::info("nothing to do: step {} of {} is reached", state.step, last_step_);
     return;
@@ -304,15 +326,18 @@ void Trainer::run() {
     const bool compares = due(parallel_.check_every, step, false) && ranks_.size() > 1;
     const bool evaluates = state_.validation() && due(train_.eval.every, step, step == train_.max_steps);
     if (!reads_late_ || saves || sample || compares || evaluates) finish_launched(last);
-    if (compares) check_equal_weights(state_.model().parameters().master(), ranks_, step);
+    state_.raise_save_failure();
+    if (compares) check_weights(step);
     if (sample && ranks_.is_root()) write_sample(step);
     if (saves) save();
     if (!launched_) step_start_ = Clock::now();
     if (signal) {
+      finish_saving();
       spdlog::info("signal {}: saved step {}; run the same command to go on", signal, step);
       return;
     }
   }
+  finish_saving();
   spdlog::info("{} at step {}; checkpoint in {}", last_step_ == train_.max_steps ? "finished" : "stopped", last_step_,
                state_.config().run.dir + "/checkpoints");
 }
