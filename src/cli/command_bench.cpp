@@ -43,7 +43,7 @@ struct TrainBenchOptions {
   std::string config;
   std::vector<std::string> overrides;
   int64_t warmup = 5, steps = 20;
-  bool json = false, profile = false;
+  bool json = false, profile = false, no_floor = false;
 };
 
 void add_train(CLI::App& bench) {
@@ -58,10 +58,16 @@ void add_train(CLI::App& bench) {
       ->capture_default_str();
   command->add_flag("--profile", options->profile, "also print time by kernel");
   command->add_flag("--json", options->json, "print JSON");
-  command->footer("Example: egmla bench train configs/bench/124m_egmla.yaml --json");
+  command->add_flag("--no-floor", options->no_floor, "leave out the floor, which takes longer than the steps");
+  command->footer(
+      "Examples:\n"
+      "  egmla bench train configs/bench/124m_egmla.yaml --json\n"
+      "  mpirun -n 2 egmla bench train configs/bench/124m_egmla.yaml parallel.zero_stage=1\n"
+      "Under mpirun each process has a batch of its own, of train.batch_tokens.");
   command->callback([options] {
     const Config config = load_config(options->config, options->overrides);
-    const TrainTiming timing = bench_train(config, options->warmup, options->steps, options->profile);
+    const TrainTiming timing = bench_train(config, options->warmup, options->steps, options->profile, !options->no_floor);
+    if (!timing.is_root) return;
     fmt::print("{}", options->json ? train_timing_json(config, timing) : train_timing_text(timing));
   });
 }

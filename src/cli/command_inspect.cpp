@@ -17,6 +17,7 @@ namespace {
 struct InspectOptions {
   std::string path;
   std::vector<std::string> overrides;
+  int processes = 1;
   bool json = false;
 };
 
@@ -37,11 +38,13 @@ void add_inspect_command(CLI::App& app) {
   command->add_option("CONFIG|RUN|CHECKPOINT", options->path, "configuration, run directory or checkpoint")->required();
   command->add_option("OVERRIDES", options->overrides, "for example model.attention.kv_lora_rank=64")
       ->type_name("KEY=VALUE");
+  command->add_option("--processes", options->processes, "memory of one of so many; matters with parallel.zero_stage=1")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--json", options->json, "print one JSON object");
   command->footer("Example: egmla inspect configs/paper/120m_egmla_kv64.yaml");
   command->callback([options] {
     const Config config = read_config(*options);
-    const Inspection found = inspect(config);
+    const Inspection found = inspect(config, options->processes);
     fmt::print("{}{}", options->json ? inspection_json(found) : inspection_text(config, found),
                options->json ? "\n" : "");
   });

@@ -38,7 +38,7 @@ std::string gib(int64_t bytes) {
 
 }  // namespace
 
-Inspection inspect(const Config& config) {
+Inspection inspect(const Config& config, int processes) {
   check_usage(config.model.vocab_size > 0,
               "model.vocab_size: inspect opens no tokenizer; give the size, for example model.vocab_size=50257");
   Inspection out;
@@ -50,7 +50,8 @@ Inspection inspect(const Config& config) {
 
   const Transformer model(config.model);
   count_parameters(model.parameters(), out);
-  out.memory = plan_memory(config, out.for_cpu, dtype, config.train.micro_batch_size);
+  out.memory = plan_memory(config, out.for_cpu, dtype, config.train.micro_batch_size, processes);
+  out.processes = processes;
   out.matmul = model.matmul_parameters();
   out.cache_elements = model.cache_elements();
   out.cache_bytes = out.cache_elements * static_cast<int64_t>(size_of(dtype));
@@ -81,7 +82,9 @@ std::string inspection_text(const Config& config, const Inspection& found) {
            100.0 * (static_cast<double>(found.cache_elements) / static_cast<double>(found.mha_cache_elements) - 1)));
   number("  bytes", found.cache_bytes);
   line("FLOPs per token", fmt::format("{:.4g}", found.flops_per_token));
-  line(fmt::format("memory on {}, {}", found.for_cpu ? "cpu" : "cuda", found.dtype), "");
+  const std::string share =
+      found.processes > 1 ? fmt::format(", one of {}, ZeRO {}", found.processes, config.parallel.zero_stage) : "";
+  line(fmt::format("memory on {}, {}{}", found.for_cpu ? "cpu" : "cuda", found.dtype, share), "");
   line("  weights", gib(found.memory.weights));
   line("  gradients", gib(found.memory.gradients));
   line("  optimizer", gib(found.memory.optimizer));
@@ -108,6 +111,7 @@ std::string inspection_json(const Inspection& found) {
                                         {"gradients", found.memory.gradients},
                                         {"optimizer", found.memory.optimizer},
                                         {"activations", found.memory.activations},
+                                        {"processes", found.processes},
                                         {"device", found.for_cpu ? "cpu" : "cuda"},
                                         {"dtype", found.dtype}}}};
   return out.dump();

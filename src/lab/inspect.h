@@ -15,12 +15,14 @@ struct Inspection {
   int64_t cache_bytes = 0;         // per token in the compute type
   double flops_per_token = 0;      // forward and backward, matrix products alone
   MemoryPlan memory;
+  int processes = 1;
   bool for_cpu = true;
   std::string dtype;
 };
 
-// Runs one forward and backward pass on a plan of the device that run.device and run.precision ask for.
-Inspection inspect(const Config& config);
+// Runs one forward and backward pass on a plan of the device that run.device and run.precision ask for; memory is that
+// of one of so many `processes`.
+Inspection inspect(const Config& config, int processes = 1);
 
 std::string inspection_text(const Config& config, const Inspection& found);
 std::string inspection_json(const Inspection& found);

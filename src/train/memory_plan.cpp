@@ -1,6 +1,7 @@
 #include "train/memory_plan.h"
 
 #include "data/batches.h"
+#include "dist/buckets.h"
 #include "nn/transformer.h"
 #include "optim/adamw.h"
 
@@ -21,11 +22,14 @@ int64_t activation_bytes(const Config& config, Context& plan, Transformer& model
 
 }  // namespace
 
-MemoryPlan plan_memory(const Config& config, bool for_cpu, DType dtype, int64_t micro_batch_size) {
+MemoryPlan plan_memory(const Config& config, bool for_cpu, DType dtype, int64_t micro_batch_size, int processes) {
   Context plan{PlanContext(for_cpu)};
   Transformer model(config.model);
   model.set_recompute(config.train.recompute);
-  model.allocate(plan, dtype);
+  const int64_t bucket = (config.parallel.bucket_mb << 20) / int64_t{sizeof(float)};
+  const Rank last{.number = processes - 1, .count = processes};  // its part is the largest
+  model.allocate(plan, dtype,
+                 parts_to_update(plan_buckets(model.parameters(), bucket), last, config.parallel.zero_stage));
   const AdamWOptimizer optimizer(model.parameters(), config.train.optimizer, 1, 0);
   const auto held = [&](MemoryCategory category) { return plan.memory().by_category[static_cast<size_t>(category)]; };
   MemoryPlan out{.weights = held(MemoryCategory::weights),
@@ -36,15 +40,15 @@ MemoryPlan plan_memory(const Config& config, bool for_cpu, DType dtype, int64_t 
 }
 
 std::string memory_advice(const Config& config, bool for_cpu, DType dtype, int64_t micro_batch_size, int64_t sequences,
-                          int64_t capacity) {
+                          int64_t capacity, int processes) {
   for (int64_t smaller = micro_batch_size - 1; smaller > 0; --smaller) {
-    if (sequences % smaller == 0 && plan_memory(config, for_cpu, dtype, smaller).total() <= capacity)
+    if (sequences % smaller == 0 && plan_memory(config, for_cpu, dtype, smaller, processes).total() <= capacity)
       return fmt::format("train.micro_batch_size={} fits", smaller);
   }
   if (config.train.recompute != Recompute::full) return "set train.recompute=full, which keeps blocks' inputs alone";
   return fmt::format(
       "a micro-batch of one sequence needs {:.3f} GiB: shorten data.sequence_length or take a smaller model",
-      static_cast<double>(plan_memory(config, for_cpu, dtype, 1).total()) / (1 << 30));
+      static_cast<double>(plan_memory(config, for_cpu, dtype, 1, processes).total()) / (1 << 30));
 }
 
 }  // namespace egmla

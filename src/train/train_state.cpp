@@ -95,7 +95,7 @@ void TrainState::open_model() {
   context_->set_memory_advice(
       [this, dtype,
        sequences = config_.train.batch_tokens / config_.data.sequence_length / host_->size()](int64_t capacity) {
-        return memory_advice(config_, context_->is_cpu(), dtype, micro_batch_size_, sequences, capacity);
+        return memory_advice(config_, context_->is_cpu(), dtype, micro_batch_size_, sequences, capacity, host_->size());
       });
   std::vector<Bucket> buckets = plan_buckets(store, (config_.parallel.bucket_mb << 20) / int64_t{sizeof(float)});
   model_->allocate(*context_, dtype, parts_to_update(buckets, host_->rank(), config_.parallel.zero_stage));
