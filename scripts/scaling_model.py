@@ -27,8 +27,8 @@ def inspect(egmla, name):
     return json.loads(output)["parameters"]
 
 
-def bus(gpus, network):
-    return NVLINK if gpus <= HOST else min(NVLINK, network)
+def bus(gpus):
+    return NVLINK if gpus <= HOST else min(NVLINK, NETWORK)
 
 
 def latency(gpus, rounds):
@@ -39,18 +39,18 @@ def latency(gpus, rounds):
     return min(ring, tree) if rounds == 2 else ring
 
 
-def predict(row, embedding, gpus, stage, network=NETWORK):
+def predict(row, embedding, gpus, stage, bucket=BUCKET):
     """Milliseconds of a step and of it exposed communication."""
     n, params, whole = gpus, row["params"], row["ms"] / 1e3
     if n == 1:
         return row["ms"], 0.0
     optimizer = STATE_BYTES * params / (row.get("copy_gb_per_s") or 3000) / 1e9
     micro = (whole - optimizer) / row["accumulation"]
-    buckets = math.ceil(4 * params / BUCKET)
+    buckets = math.ceil(4 * params / bucket)
     last = embedding / params  # completed last by backward, read first by forward: nothing hides it
 
     def around(byte_count, rounds):
-        return rounds * (n - 1) / n * byte_count / bus(n, network) + buckets * latency(n, rounds)
+        return rounds * (n - 1) / n * byte_count / bus(n) + buckets * latency(n, rounds)
 
     gradients = around(4 * params, 1 if stage else 2)
     exposed = max(0.0, gradients * (1 - last) - BACKWARD * micro) + gradients * last
@@ -100,11 +100,13 @@ def limits(rows, egmla):
         for stage in (0, 1):
             need[stage] = next(f for f in range(1, 200) if 0.95 <= (
                 (whole := row["ms"] * f) / predict(dict(row, ms=whole, accumulation=f), embedding, 64, stage)[0]))
+        few, many = (row["ms"] / predict(row, embedding, 512, 1, size)[0] for size in (BUCKET, 16 * BUCKET))
         backward = BACKWARD * row["ms"] / 1e3
         out.append(f"- {name.removeprefix('bench_')}: gradients are {4 * row['params'] / 1e9:.2f} GB. An all-reduce hides behind one "
                    f"backward from {2 * 4 * row['params'] / backward / 1e9:.0f} GB/s a GPU on, a reduce-scatter from "
                    f"{4 * row['params'] / backward / 1e9:.0f}. For 95% on 64 GPUs: {need[0]} accumulations with ZeRO 0, "
-                   f"{need[1]} with ZeRO 1.")
+                   f"{need[1]} with ZeRO 1. On 512 GPUs a ring's messages weigh more than its bytes: ZeRO 1 without accumulation "
+                   f"reaches {few:.0%} with buckets of {BUCKET >> 20} MiB and {many:.0%} with {16 * BUCKET >> 20}.")
     return out
 
 

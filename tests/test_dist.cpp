@@ -105,8 +105,8 @@ parallel: {check_every: 3}
   std::string arguments(const std::string& run, const std::string& overrides) const {
     return fmt::format("train '{}' run.dir='{}' {}", file("config.yaml"), file(run), overrides);
   }
-  // The same, and the last rank receives a signal once the run directory holds the file `awaited`. The other's exit code
-  // is left in the file RUN.code.
+  // The same, and the last rank receives a signal once the run directory holds the file `awaited`. The other's exit
+  // code is left in the file RUN.code.
   Outcome train_and_signal(const std::string& run, const char* signal, const std::string& awaited,
                            const std::string& overrides, const std::string& options = "") const {
     write_file(file("rank.sh"), fmt::format(R"sh(
@@ -195,8 +195,7 @@ TEST_F(Ranks, ResumesOnOtherNumbersOfRanksAndStages) {
     for (const auto& [ranks, then] : {std::pair(1, 0), std::pair(2, 1 - stage), std::pair(3, stage)}) {
       const std::string run = fmt::format("{}_{}_{}", half, ranks, then);
       fs::copy(file(half), file(run), fs::copy_options::recursive);
-      const Outcome second =
-          train(run, ranks == 1 ? "" : mpirun(ranks), fmt::format("parallel.zero_stage={}", then));
+      const Outcome second = train(run, ranks == 1 ? "" : mpirun(ranks), fmt::format("parallel.zero_stage={}", then));
       ASSERT_EQ(second.code, 0) << second.err;
       EXPECT_NE(second.err.find("resuming from"), std::string::npos) << second.err;
       if (ranks == 2) {
@@ -240,8 +239,8 @@ TEST_F(Ranks, LostOrStuckRankEndsAllAndTheNextStartResumes) {
   EXPECT_EQ(outlived.code, kDeadlineExitCode) << outlived.err;
   expect_deadline(outlived.err);
   // With recovery mpirun leaves the others to themselves, and its own code says nothing.
-  const Outcome left = train_and_signal("left", "KILL", awaited, endless + " parallel.zero_stage=1",
-                                        "--enable-recovery");
+  const Outcome left =
+      train_and_signal("left", "KILL", awaited, endless + " parallel.zero_stage=1", "--enable-recovery");
   EXPECT_EQ(read_file(file("left.code")), fmt::format("{}\n", kDeadlineExitCode)) << left.err;
   expect_deadline(left.err);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(90));

@@ -1,22 +1,20 @@
 // NCCL: its collectives on one GPU, and whole runs on two under mpirun where there are two.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
+#include <chrono>
 
 #include "core/files.h"
-#include "core/rng.h"
 #include "core/tensor.h"
-#include "data/shards.h"
 #include "dist/communicator_nccl.h"
+#include "dist/watchdog.h"
 #include "egmla_command.h"
+#include "io/checkpoint.h"
 #include "kernels/elementwise.h"
+#include "run_folder.h"
 #include "train/metrics.h"
 
 namespace egmla::test {
 namespace {
-
-namespace fs = std::filesystem;
 
 #ifdef EGMLA_WITH_NCCL
 
@@ -38,7 +36,8 @@ TEST(Nccl, OneGpuExchangesWithItselfInStreamOrder) {
     nccl->reduce_scatter_sum(values.view());
     nccl->all_gather(values.view());
     nccl->broadcast(values.view());
-    nccl->wait();
+    nccl->mark(static_cast<size_t>(round % 3));
+    nccl->wait_for(static_cast<size_t>(round % 3));
     launch(context, Add{.out = after.view(), .a = values.view(), .b = values.view()});
     const std::vector<float> got = after.to_host<float>();
     EXPECT_EQ(got.front(), 2.F * static_cast<float>(round));
@@ -47,34 +46,102 @@ TEST(Nccl, OneGpuExchangesWithItselfInStreamOrder) {
 }
 
 #ifdef EGMLA_WITH_MPI
-TEST(Nccl, TwoGpusFollowOne) {
-  if (cuda_device_count() < 2) GTEST_SKIP() << "fewer than two CUDA devices";
-  const std::string folder = (fs::temp_directory_path() / fmt::format("egmla_nccl_{}", ::getpid())).string();
-  fs::create_directories(folder);
-  ShardWriter writer(folder, "train", 61);
-  std::vector<int32_t> ids;
-  for (uint64_t i = 0; i < 20000; ++i) ids.push_back(static_cast<int32_t>(uniform(1, i, 0) * 61));
-  writer.append(ids);
-  writer.finish();
-  write_file(folder + "/config.yaml", fmt::format(R"(
-run: {{device: cuda, precision: fp32}}
-model: {{hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 61, attention: {{type: mha}}}}
-data: {{train: {}/train_*.bin, sequence_length: 64}}
-train: {{max_steps: 30, batch_tokens: 1024, micro_batch_size: 4, optimizer: {{lr: 1e-3}}, schedule: {{warmup_steps: 4}}, eval: {{every: 0}}}}
-parallel: {{bucket_mb: 1, check_every: 5}}
-)",
-                                                  folder));
-  const auto train = [&](const std::string& run, const std::string& launcher) {
-    return egmla_command(fmt::format("train '{}/config.yaml' run.dir='{}/{}'", folder, folder, run), launcher);
-  };
-  const Outcome one = train("one", ""), two = train("two", "mpirun --allow-run-as-root --oversubscribe -n 2");
-  EXPECT_EQ(one.code, 0) << one.err;
-  EXPECT_EQ(two.code, 0) << two.err;
-  const auto left = read_metrics(folder + "/one/metrics.jsonl"), right = read_metrics(folder + "/two/metrics.jsonl");
-  ASSERT_EQ(left.size(), right.size());
-  for (size_t i = 0; i < left.size(); ++i) EXPECT_NEAR(left[i].loss, right[i].loss, 5e-3) << "step " << left[i].step;
-  fs::remove_all(folder);
+
+// Whole runs on two GPUs.
+class NcclRuns : public RunFolder {
+ protected:
+  void SetUp() override {
+    if (cuda_device_count() < 2) GTEST_SKIP() << "fewer than two CUDA devices";
+    RunFolder::SetUp();
+    write_shard("train", 20000, 1);
+    write_shard("val", 400, 2);
+    write_config("config.yaml", R"(  max_steps: 30
+  batch_tokens: 1024
+  micro_batch_size: 4
+  optimizer: {lr: 1e-3}
+  schedule: {warmup_steps: 4}
+  checkpoint: {every: 10}
+  eval: {every: 10}
+parallel: {bucket_mb: 1, check_every: 5, deadlines: {start: 120, step: 20, checkpoint: 20}}
+)");
+  }
+  void TearDown() override {
+    if (!folder_.empty()) RunFolder::TearDown();
+  }
+  Outcome train(const std::string& run, const std::string& launcher, const std::string& overrides = "") const {
+    return egmla_command(
+        fmt::format("train '{}' run.dir='{}' run.device=cuda {}", file("config.yaml"), file(run), overrides), launcher);
+  }
+  // Losses of both runs, step by step.
+  void expect_losses(const std::string& a, const std::string& b, double tolerance) const {
+    const auto left = read_metrics(file(a) + "/metrics.jsonl"), right = read_metrics(file(b) + "/metrics.jsonl");
+    ASSERT_EQ(left.size(), right.size());
+    for (size_t i = 0; i < left.size(); ++i) {
+      EXPECT_NEAR(left[i].loss, right[i].loss, tolerance) << b << " step " << left[i].step;
+      EXPECT_NEAR(left[i].val_loss.value_or(0), right[i].val_loss.value_or(0), tolerance);
+    }
+  }
+};
+
+TEST_F(NcclRuns, TwoGpusFollowOneWithAndWithoutSharing) {
+  for (const char* precision : {"fp32", "bf16"}) {
+    const std::string name = precision, compute = "run.precision=" + name + " ";
+    const double tolerance = name == "fp32" ? 5e-3 : 3e-2;
+    const Outcome one = train("one_" + name, "", compute);
+    ASSERT_EQ(one.code, 0) << one.err;
+    for (const int stage : {0, 1}) {
+      const std::string run = fmt::format("two_{}_{}", name, stage);
+      const Outcome two = train(run, mpirun(2), compute + fmt::format("parallel.zero_stage={}", stage));
+      ASSERT_EQ(two.code, 0) << two.err;
+      expect_losses("one_" + name, run, tolerance);
+    }
+    // a + b = b + a: with two ranks the stages agree in every bit.
+    expect_losses("two_" + name + "_0", "two_" + name + "_1", 0);
+  }
 }
+
+TEST_F(NcclRuns, SharedStateResumesOnOneGpu) {
+  ASSERT_EQ(train("whole", mpirun(2), "parallel.zero_stage=1").code, 0);
+  const Outcome half = train("half", mpirun(2), "parallel.zero_stage=1 train.stop_at_step=10");
+  ASSERT_EQ(half.code, 0) << half.err;
+  const Outcome then = train("half", "", "train.stop_at_step=20");
+  ASSERT_EQ(then.code, 0) << then.err;
+  const Outcome last = train("half", mpirun(2), "parallel.zero_stage=1");
+  ASSERT_EQ(last.code, 0) << last.err;
+  expect_losses("whole", "half", 3e-2);
+}
+
+TEST_F(NcclRuns, KilledRankEndsTheOtherByItsDeadline) {
+  write_file(file("rank.sh"), fmt::format(R"sh(
+if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then
+  (until [ -s '{0}/checkpoints/step-00000010.h5' ]; do kill -0 $$ || exit; sleep 0.05; done; kill -KILL $$) >/dev/null 2>&1 &
+  exec "$@"
+fi
+"$@"
+echo $? >'{0}.code'
+)sh",
+                                          file("killed")));
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome killed = train("killed", mpirun(2, "--enable-recovery") + " sh " + file("rank.sh"),
+                               "train.max_steps=1000000 parallel.deadlines.step=5 parallel.deadlines.checkpoint=5");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+  EXPECT_EQ(read_file(file("killed.code")), fmt::format("{}\n", kDeadlineExitCode)) << killed.err;
+  EXPECT_NE(killed.err.find("last collective: "), std::string::npos) << killed.err;
+  const int64_t reached = list_checkpoints(file("killed") + "/checkpoints").back().step;
+  const Outcome next = train("killed", mpirun(2), fmt::format("train.max_steps={}", reached + 10));
+  EXPECT_EQ(next.code, 0) << next.err;
+  EXPECT_NE(next.err.find("resuming from"), std::string::npos) << next.err;
+}
+
+TEST_F(NcclRuns, MoreProcessesThanGpusAreRefused) {
+  const int gpus = cuda_device_count();
+  const Outcome outcome = train("many", mpirun(gpus + 1), fmt::format("train.batch_tokens={}", 64 * (gpus + 1)));
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_NE(outcome.err.find(fmt::format("{} processes on this host, but {} visible GPUs", gpus + 1, gpus)),
+            std::string::npos)
+      << outcome.err;
+}
+
 #endif
 
 #endif

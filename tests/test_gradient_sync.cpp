@@ -172,8 +172,8 @@ struct Steps {
   std::vector<float> losses, norms, gradients, weights, exp_avg, exp_avg_sq;
   int64_t held = 0;  // elements of a moment on this rank
   bool operator==(const Steps& other) const {
-    return losses == other.losses && norms == other.norms && gradients == other.gradients &&
-           weights == other.weights && exp_avg == other.exp_avg && exp_avg_sq == other.exp_avg_sq;
+    return losses == other.losses && norms == other.norms && gradients == other.gradients && weights == other.weights &&
+           exp_avg == other.exp_avg && exp_avg_sq == other.exp_avg_sq;
   }
 };
 

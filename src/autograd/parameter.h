@@ -41,7 +41,7 @@ struct Parameter {
   }
 
   bool written = false;
-  int32_t uses = 0;  // recorded, with a gradient still to be written
+  int32_t uses = 0;     // recorded, with a gradient still to be written
   int32_t ordinal = 0;  // position among the parameters of its store
   ParameterObserver* observer = nullptr;
 };

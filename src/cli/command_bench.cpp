@@ -66,7 +66,8 @@ void add_train(CLI::App& bench) {
       "Under mpirun each process has a batch of its own, of train.batch_tokens.");
   command->callback([options] {
     const Config config = load_config(options->config, options->overrides);
-    const TrainTiming timing = bench_train(config, options->warmup, options->steps, options->profile, !options->no_floor);
+    const TrainTiming timing =
+        bench_train(config, options->warmup, options->steps, options->profile, !options->no_floor);
     if (!timing.is_root) return;
     fmt::print("{}", options->json ? train_timing_json(config, timing) : train_timing_text(timing));
   });

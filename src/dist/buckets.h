@@ -1,5 +1,6 @@
 // The flat buffers of a model cut into buckets that processes exchange as a whole, in the order in which backward
-// completes them: the last layers first, the embedding last. Equal on every rank, since it follows from the model alone.
+// completes them: the last layers first, the embedding last. Equal on every rank, since it follows from the model
+// alone.
 #pragma once
 
 #include <cstdint>

@@ -5,8 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "dist/communicator_mpi.h"
 #include "core/check.h"
+#include "dist/communicator_mpi.h"
 #include "dist/communicator_nccl.h"
 
 namespace egmla {

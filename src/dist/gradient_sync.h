@@ -1,7 +1,8 @@
 // Data parallelism: each rank has gradients of its share of a step's samples, and all of them need the sum.
-// The flat gradients are summed bucket by bucket, each as soon as the last micro-step's backward has completed it, while
-// backward goes on; an element is summed alone, so buckets change no bit. Where processes share the optimizer's state
-// out (ZeRO 1), each receives its part of the sums and sends its part of the new weights, which the next forward awaits.
+// The flat gradients are summed bucket by bucket, each as soon as the last micro-step's backward has completed it,
+// while backward goes on; an element is summed alone, so buckets change no bit. Where processes share the optimizer's
+// state out (ZeRO 1), each receives its part of the sums and sends its part of the new weights, which the next forward
+// awaits.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +33,8 @@ class GradientSync final : public ParameterObserver {
   // Kernels launched from now on see all weights.
   void finish_weights();
 
-  // The whole master weights, and a whole moment, of which each rank may hold its part alone: then it lies in the memory
-  // of the gradients until the next step. Every rank calls them.
+  // The whole master weights, and a whole moment, of which each rank may hold its part alone: then it lies in the
+  // memory of the gradients until the next step. Every rank calls them.
   const Tensor& collect_master();
   const Tensor& collect(const Tensor& own);
 

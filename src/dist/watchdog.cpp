@@ -60,9 +60,8 @@ void Watchdog::watch() {
 void Watchdog::leave() {
   constexpr auto kPatience = std::chrono::seconds(3);
   const std::string last = communicator_ ? "; last collective: " + communicator_->log()->text() : "";
-  fmt::print(stderr,
-             "error: {}: not done after {} s ({}); another process is lost or stuck, or the limit is short{}\n", phase_,
-             seconds_, key_, last);
+  fmt::print(stderr, "error: {}: not done after {} s ({}); another process is lost or stuck, or the limit is short{}\n",
+             phase_, seconds_, key_, last);
   std::fflush(stderr);
   if (communicator_) {
     std::promise<void> done;

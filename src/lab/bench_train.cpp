@@ -179,7 +179,8 @@ std::string train_timing_text(const TrainTiming& t) {
   if (t.exchange) {
     const ExchangeTiming& e = *t.exchange;
     out += fmt::format(
-        "{} processes, {:.0f} tokens/s together, ZeRO {}: {:.2f} ms without exchange, {:.2f} ms exposed; {} of {} buckets "
+        "{} processes, {:.0f} tokens/s together, ZeRO {}: {:.2f} ms without exchange, {:.2f} ms exposed; {} of {} "
+        "buckets "
         "left during backward\n",
         t.gpus, t.gpus * t.tokens_per_s, e.zero_stage, e.silent_ms, t.exposed_ms(), e.overlapped, e.buckets);
   }

@@ -1,5 +1,5 @@
-// Speed of a whole training step on random tokens, in the fields that PyTorch peers print, beside its floor. Under mpirun
-// all processes step together, each with a batch of its own, and what their exchange costs is told.
+// Speed of a whole training step on random tokens, in the fields that PyTorch peers print, beside its floor. Under
+// mpirun all processes step together, each with a batch of its own, and what their exchange costs is told.
 #pragma once
 
 #include <optional>
@@ -23,11 +23,11 @@ struct TrainTiming {
   std::string device, dtype;
   int64_t parameters = 0, matmul_parameters = 0;
   int64_t batch = 0, sequence_length = 0, accumulation = 1;
-  double ms = 0;  // median of a step, of the slowest process
+  double ms = 0;                        // median of a step, of the slowest process
   double tokens_per_s = 0, tflops = 0;  // of each process
-  std::optional<double> mfu;  // where the peak is known (train/card.h)
+  std::optional<double> mfu;            // where the peak is known (train/card.h)
   double peak_gib = 0;
-  double loss = 0;  // after the last step, so that the work is seen to be real
+  double loss = 0;                 // after the last step, so that the work is seen to be real
   std::optional<StepFloor> floor;  // of one process alone
   std::optional<ExchangeTiming> exchange;
   std::string profile;  // time by kernel, when asked for
@@ -37,7 +37,8 @@ struct TrainTiming {
 };
 
 // Forward, backward, clipping and AdamW on batches of uniform random ids: `warmup` steps, then `steps` timed ones.
-// train.batch_tokens and micro_batch_size are those of each process. No data is opened. The floor is measured for one process alone.
+// train.batch_tokens and micro_batch_size are those of each process. No data is opened. The floor is measured for one
+// process alone.
 TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, bool profile, bool floor = true);
 
 std::string train_timing_text(const TrainTiming& timing);

@@ -104,8 +104,8 @@ class ParameterStore {
   // Whether other processes update the rest.
   bool shared_out() const { return shared_out_; }
   bool keeps_whole_master() const { return !(shared_out_ && working_.defined()); }
-  // The whole master copy: the buffer itself, or where this process keeps only a part of it, the memory of the gradients
-  // on loan between steps.
+  // The whole master copy: the buffer itself, or where this process keeps only a part of it, the memory of the
+  // gradients on loan between steps.
   const Tensor& image() const { return keeps_whole_master() ? master_ : grad_; }
   // A part of the master copy.
   View master_part(const OwnPart& part) const;

@@ -1,4 +1,5 @@
-// Writes checkpoints beside training: one at a time, on a thread of its own. A failure is raised where the run next asks.
+// Writes checkpoints beside training: one at a time, on a thread of its own. A failure is raised where the run next
+// asks.
 #pragma once
 
 #include <functional>

@@ -195,11 +195,11 @@ void TrainState::save() {
     contents.exp_avg_sq.push_back(source(saved_exp_avg_sq_));
   }
   save_measured_choices(*context_, directory_->file(kMeasuredChoices));
-  saver_.start([contents = std::move(contents), directory = directory_->checkpoints(),
-                policy = config_.train.checkpoint] {
-    write_checkpoint(checkpoint_path(directory, contents.state.step), contents);
-    prune_checkpoints(directory, policy.keep_last, policy.keep_every);
-  });
+  saver_.start(
+      [contents = std::move(contents), directory = directory_->checkpoints(), policy = config_.train.checkpoint] {
+        write_checkpoint(checkpoint_path(directory, contents.state.step), contents);
+        prune_checkpoints(directory, policy.keep_last, policy.keep_every);
+      });
 }
 
 }  // namespace egmla
