@@ -201,7 +201,7 @@ Steps run_steps(Communicator& ranks, int64_t bucket, int64_t stage) {
     float loss = 0;
     for (const Tensor& part : accumulate_gradients(model, own, &sync)) loss += part.to_host<float>().front();
     out.losses.push_back(ranks.sum(loss));
-    if (step == 1 && stage == 0) out.gradients = store.grad().to_host<float>();
+    if (step == 1 && !store.shared_out()) out.gradients = store.grad().to_host<float>();
     out.norms.push_back(optimizer.measure_grad_norm().to_host<float>().front());
     optimizer.step(1e-2, step, 0.5);
   }
