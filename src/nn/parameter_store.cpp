@@ -1,6 +1,7 @@
 #include "nn/parameter_store.h"
 
 #include <algorithm>
+#include <map>
 
 #include "core/rng.h"
 #include "kernels/elementwise.h"
@@ -104,9 +105,13 @@ void ParameterStore::lay_out() {
 std::vector<PlacedParameter> ParameterStore::places() {
   lay_out();
   std::vector<PlacedParameter> out;
+  std::map<const Entry*, size_t> place_of;
   for (Entry& entry : entries_) {
-    if (!entry.whole) out.push_back({entry.span, tensors_[entry.first_tensor].group, {}});
-    if (!entry.windowed) out.back().trained.push_back(&entry.parameter);
+    if (!entry.whole) {
+      place_of[&entry] = out.size();
+      out.push_back({entry.span, tensors_[entry.first_tensor].group, {}});
+    }
+    if (!entry.windowed) out[place_of.at(entry.whole ? entry.whole : &entry)].trained.push_back(&entry.parameter);
   }
   return out;
 }
