@@ -254,7 +254,8 @@ TEST_F(Ranks, LostOrStuckRankEndsAllAndTheNextStartResumes) {
 
 // A full disk cannot be had here without hurting OpenMPI's own files; a file in the directory's place fails alike.
 TEST_F(Ranks, CheckpointThatCannotBeWrittenEndsAll) {
-  fs::create_directories(file("full"));
+  ASSERT_EQ(train("full", "", "train.stop_at_step=1").code, 0);
+  fs::remove_all(file("full/checkpoints"));
   write_file(file("full/checkpoints"), "in the way");
   const Outcome full = train("full", mpirun(2), "train.max_steps=1000000 train.eval.every=0");
   EXPECT_EQ(full.code, 1) << full.err;
