@@ -1,0 +1,609 @@
+// Flash attention, backward, on Hopper: one kernel, five products (Dao 2023). A block owns a pair of tiles of 128 keys
+// and sums their dK and dV in registers; dQ is summed over blocks in device memory, in f32, by red.add: the blocks of a
+// head take turns at each tile of queries in an order fixed by AddOrder below, so results repeat bit for bit. The order
+// is such that blocks running in step never wait: no two come to one tile at the same time.
+#pragma once
+
+#include "kernels/attention_hopper.cuh"
+
+namespace egmla::hopper {
+
+struct BackwardArguments {
+  CUtensorMap q, k, k_rope, v, out_grad;  // k_rope: a copy of k where there is none
+  flash::Operand<Bf16> q_grad, k_grad, v_grad;
+  float* rope_partials;     // [B, Hkv, T, rope_width], summed over the key heads afterwards
+  const float* statistics;  // [B, H, tiles of BM queries, 2, BM]: lse / ln 2, then delta
+  float* sums;              // [B, H, tiles of BM queries, BM QK] in the order of registers
+  int* turns;               // [B, H, tiles of BM queries, warps]: adds done so far; then the next free block
+  int length, heads, group, key_heads, own_panels, rope_width;
+  int tiles, pairs;  // of keys: ceil(T / 128) and half of that, rounded up
+  int blocks_turn;   // place of the next free block in turns
+  float scale;
+};
+
+template <int QK_, int V_, int BM_>
+struct BackwardPlan {
+  static constexpr int QK = QK_, V = V_, BM = BM_, BN = 128, kGroups = 2, kStages = 2;
+  static constexpr int kThreads = (kGroups + 1) * kGroupThreads, kWarps = 4 * kGroups, kSubtiles = BN / BM;
+  // Registers decide whether dP can be summed beside S, and whether dS is kept as dK's operand or read back.
+  static constexpr bool kEager = QK / 2 + V / 2 + BM <= 192 && BM == 64, kScoresFromShared = QK > 128;
+  static constexpr uint32_t kK = tile_bytes(BN, QK), kV = tile_bytes(BN, V);
+  static constexpr uint32_t kQ = tile_bytes(BM, QK), kOut = tile_bytes(BM, V), kStatistics = 8 * BM;
+  static constexpr uint32_t kScores = tile_bytes(BN, BM);  // dS^T: rows are keys
+  static constexpr uint32_t kShared = 1024 + kK + kV + kStages * (kQ + kOut + kScores + kStatistics) + 128;
+};
+
+template <class Plan>
+struct BackwardMemory {
+  uint32_t base;
+  static constexpr uint32_t kQPlace = Plan::kK + Plan::kV, kOutPlace = kQPlace + Plan::kStages * Plan::kQ,
+                            kScorePlace = kOutPlace + Plan::kStages * Plan::kOut,
+                            kStatisticPlace = kScorePlace + Plan::kStages * Plan::kScores,
+                            kBarrierPlace = kStatisticPlace + Plan::kStages * Plan::kStatistics;
+  __device__ __forceinline__ uint32_t k() const { return base; }
+  __device__ __forceinline__ uint32_t v() const { return base + Plan::kK; }
+  __device__ __forceinline__ uint32_t q(int slot) const { return base + kQPlace + slot * Plan::kQ; }
+  __device__ __forceinline__ uint32_t out_grad(int slot) const { return base + kOutPlace + slot * Plan::kOut; }
+  __device__ __forceinline__ uint32_t scores(int slot) const { return base + kScorePlace + slot * Plan::kScores; }
+  __device__ __forceinline__ uint32_t lse(int slot) const { return base + kStatisticPlace + slot * Plan::kStatistics; }
+  __device__ __forceinline__ uint32_t delta(int slot) const { return lse(slot) + 4 * Plan::BM; }
+  __device__ __forceinline__ uint32_t barrier(int i) const { return base + kBarrierPlace + 8 * i; }
+  __device__ __forceinline__ uint32_t keys_full() const { return barrier(0); }
+  __device__ __forceinline__ uint32_t keys_empty() const { return barrier(1); }
+  __device__ __forceinline__ uint32_t q_full(int slot) const { return barrier(2 + slot); }
+  __device__ __forceinline__ uint32_t q_empty(int slot) const { return barrier(4 + slot); }
+  __device__ __forceinline__ uint32_t out_full(int slot) const { return barrier(6 + slot); }
+  __device__ __forceinline__ uint32_t out_empty(int slot) const { return barrier(8 + slot); }
+  __device__ __forceinline__ uint32_t ticket() const { return barrier(10); }
+};
+
+// What a block does. Block j of P pairs owns key tiles 2P - 1 - j and j, so that all blocks do equal work. With one
+// step a tile of queries, and all blocks of a head in step:
+//   A: keys 2P - 1 - j, queries from the diagonal on;
+//   B: keys j, queries P - 1 down to the diagonal;
+//   C: keys j, queries P + (j + s) mod P for s = 0, 1, ..., P - 1, a Latin square.
+// A tile of queries m thus meets, one step after another, in A the keys m, m - 1, ..., P, in B the keys 0, ..., m, in C
+// the keys m - P, m - P - 1, ... mod P; `rank` counts them. Steps beyond the last tile are left out. As every tile's
+// order agrees with the steps' order, the blocks of a head, running at once, cannot wait for each other in a circle.
+struct Walk {
+  const BackwardArguments& p;
+  int j, n;  // n: the key tile
+
+  // False where the tile does not exist.
+  __device__ __forceinline__ bool start(bool lower) {
+    n = lower ? j : 2 * p.pairs - 1 - j;
+    return n < p.tiles;
+  }
+  __device__ __forceinline__ int steps() const { return p.group * (n == j ? 2 * p.pairs - j : p.tiles - n); }
+  // The query head of the group, the tile of queries and its rank. False where the tile does not exist.
+  __device__ __forceinline__ bool at(int i, int& head, int& m, int& rank) const {
+    if (n > j) {
+      head = i / (p.tiles - n);
+      m = n + i % (p.tiles - n);
+      rank = m - n;
+      return true;
+    }
+    const int triangle = p.group * (p.pairs - j);
+    if (i < triangle) {
+      head = i / (p.pairs - j);
+      m = p.pairs - 1 - i % (p.pairs - j);
+      rank = n;
+      return true;
+    }
+    const int s = (i - triangle) % p.pairs;
+    head = (i - triangle) / p.pairs;
+    m = p.pairs + (j + s) % p.pairs;
+    rank = m - p.pairs + 1 + s;
+    return m < p.tiles;
+  }
+};
+
+// One thread: fills the slots as they become free.
+template <class Plan>
+__device__ __forceinline__ void backward_copies(const BackwardArguments& p, const BackwardMemory<Plan> memory,
+                                                Walk walk, int batch, int key_head) {
+  Ring<Plan::kStages> ring;
+  uint32_t turn = 0;
+  for (int half = 0; half < 2; ++half) {
+    if (!walk.start(half == 1)) continue;
+    wait(memory.keys_empty(), turn ^ 1);
+    turn ^= 1;
+    arrive_expecting(memory.keys_full(), Plan::kK + Plan::kV);
+#pragma unroll
+    for (int i = 0; i < panels(Plan::QK); ++i) {
+      const bool own = i < p.own_panels;
+      load_panel(memory.k() + i * tile_bytes(Plan::BN, kPanel), own ? p.k : p.k_rope,
+                 kPanel * (own ? i : i - p.own_panels), own ? key_head : 0, walk.n * Plan::BN, batch,
+                 memory.keys_full());
+    }
+#pragma unroll
+    for (int i = 0; i < panels(Plan::V); ++i)
+      load_panel(memory.v() + i * tile_bytes(Plan::BN, kPanel), p.v, kPanel * i, key_head, walk.n * Plan::BN, batch,
+                 memory.keys_full());
+    for (int i = 0; i < walk.steps(); ++i) {
+      int head, m, rank;
+      if (!walk.at(i, head, m, rank)) continue;
+      head += key_head * p.group;
+      for (int sub = 0; sub < Plan::kSubtiles; ++sub) {
+        const int tile = m * Plan::kSubtiles + sub, query = tile * Plan::BM;
+        if (query >= p.length) break;
+        const float* const statistics =
+            p.statistics + ((static_cast<int64_t>(batch) * p.heads + head) * p.tiles * Plan::kSubtiles + tile) * 2 *
+                               Plan::BM;
+        wait(memory.q_empty(ring.slot), ring.parity ^ 1);
+        arrive_expecting(memory.q_full(ring.slot), Plan::kQ + Plan::kStatistics);
+#pragma unroll
+        for (int c = 0; c < panels(Plan::QK); ++c)
+          load_panel(memory.q(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.q, kPanel * c, head, query, batch,
+                     memory.q_full(ring.slot));
+        load_bytes(memory.lse(ring.slot), statistics, Plan::kStatistics, memory.q_full(ring.slot));
+        wait(memory.out_empty(ring.slot), ring.parity ^ 1);
+        arrive_expecting(memory.out_full(ring.slot), Plan::kOut);
+#pragma unroll
+        for (int c = 0; c < panels(Plan::V); ++c)
+          load_panel(memory.out_grad(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.out_grad, kPanel * c, head, query,
+                     batch, memory.out_full(ring.slot));
+        ring.advance();
+      }
+    }
+  }
+}
+
+// ---- the steps of a product warpgroup ----
+
+// acc = rows of a (64 of them, `width` columns) times b^T: both operands' columns are summed over.
+template <int kWidth, int N>
+__device__ __forceinline__ void start_transposed(float (&acc)[N], uint32_t a, uint32_t a_panel, uint32_t b,
+                                                 uint32_t b_panel) {
+  const uint64_t left = describe(a, 0), right = describe(b, 0);
+#pragma unroll
+  for (int i = 0; i < kWidth / 16; ++i)
+    multiply_add<false, false>(acc, step(left, column_offset(i, a_panel)), step(right, column_offset(i, b_panel)),
+                               i > 0);
+}
+
+// Which columns of a wide accumulator one product covers: 128, 64 or 32 of them.
+template <int kWidth>
+struct Split {
+  static constexpr int kFirst = kWidth >= 128 ? 128 : 64, kSecond = kWidth - kFirst;
+  float first[kFirst / 2];
+  float second[kSecond > 0 ? kSecond / 2 : 1];
+};
+
+template <int kWidth>
+__device__ __forceinline__ void clear(Split<kWidth>& x) {
+#pragma unroll
+  for (float& value : x.first) value = 0.0f;
+#pragma unroll
+  for (float& value : x.second) value = 0.0f;
+}
+template <int kWidth>
+__device__ __forceinline__ void pin(Split<kWidth>& x) {
+  pin(x.first);
+  if constexpr (Split<kWidth>::kSecond > 0) pin(x.second);
+}
+
+// acc += a b: a in registers or 64 rows of shared memory, b a tile of 16 kSteps rows and kWidth columns.
+template <int kWidth, int kSteps>
+__device__ __forceinline__ void start_weighted(Split<kWidth>& acc, const uint32_t (&a)[kSteps][4], uint32_t b) {
+  constexpr uint32_t kPanelBytes = tile_bytes(16 * kSteps, kPanel);
+  const uint64_t first = describe(b, kPanelBytes);
+  const uint64_t second = describe(b + Split<kWidth>::kFirst / kPanel * kPanelBytes, kPanelBytes);
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    multiply_add(acc.first, a[i], step(first, i * kRowStep), true);
+    if constexpr (Split<kWidth>::kSecond > 0) multiply_add(acc.second, a[i], step(second, i * kRowStep), true);
+  }
+}
+
+template <int kWidth, int kSteps>
+__device__ __forceinline__ void start_weighted(Split<kWidth>& acc, uint32_t a, uint32_t b) {
+  static_assert(kSteps == 4);  // one panel
+  constexpr uint32_t kPanelBytes = tile_bytes(16 * kSteps, kPanel);
+  const uint64_t left = describe(a, 0), first = describe(b, kPanelBytes);
+  const uint64_t second = describe(b + Split<kWidth>::kFirst / kPanel * kPanelBytes, kPanelBytes);
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    multiply_add<false, true>(acc.first, step(left, i * kColumnStep), step(first, i * kRowStep), true);
+    if constexpr (Split<kWidth>::kSecond > 0)
+      multiply_add<false, true>(acc.second, step(left, i * kColumnStep), step(second, i * kRowStep), true);
+  }
+}
+
+// A warpgroup's share of dQ = dS K. Of 128 queries it takes 64, all columns; of 64 queries all, half the columns: 64
+// and, of 192, 32 of the middle panel.
+template <class Plan>
+struct QueryGradient {
+  static constexpr bool kByRows = Plan::BM == 128;
+  static constexpr int kExtra = Plan::QK % 128 == 0 || Plan::QK == 64 ? 0 : 32;
+  static constexpr int kValues = (64 + kExtra) / 2;  // a lane's
+  static constexpr uint32_t kPanelBytes = tile_bytes(Plan::BN, kPanel);
+  static_assert(kByRows ? Plan::QK == 64 + kExtra : Plan::QK == 2 * (64 + kExtra));
+  static constexpr bool kLate = Plan::QK > 128;  // the extra columns follow the others, for want of registers
+  float main[32];
+  float extra[kExtra ? 16 : 1];
+
+  static __device__ __forceinline__ int main_panel(int group) {
+    return kByRows ? 0 : kExtra ? 2 * group : group;
+  }
+  static __device__ __forceinline__ int extra_column(int group) { return kByRows ? 64 : 64 + 32 * group; }
+
+  static __device__ __forceinline__ uint64_t left(uint32_t scores, int group) {
+    return describe(scores + (kByRows ? group * kPanelBytes : 0), kPanelBytes);
+  }
+  __device__ __forceinline__ void start_main(uint32_t scores, uint32_t keys, int group) {
+    const uint64_t a = left(scores, group), b = describe(keys + main_panel(group) * kPanelBytes, kPanelBytes);
+#pragma unroll
+    for (int i = 0; i < Plan::BN / 16; ++i)
+      multiply_add<true, true>(main, step(a, i * kRowStep), step(b, i * kRowStep), i > 0);
+  }
+  __device__ __forceinline__ void start_extra(uint32_t scores, uint32_t keys, int group) {
+    const uint64_t a = left(scores, group), b = describe(keys + kPanelBytes + (kByRows ? 0 : 64 * group), kPanelBytes);
+#pragma unroll
+    for (int i = 0; i < Plan::BN / 16; ++i)
+      multiply_add<true, true>(extra, step(a, i * kRowStep), step(b, i * kRowStep), i > 0);
+  }
+};
+
+__device__ __forceinline__ void add_in_place(float4* target, float x, float y, float z, float w) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(x), "f"(y), "f"(z), "f"(w)
+               : "memory");
+}
+
+// A warp's turns at the sums of a tile of queries: `place` counts the adds that were done.
+__device__ __forceinline__ void await_turn(const int* place, int rank) {
+  if (rank == 0) return;
+  int done;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(place) : "memory");
+  } while (done < rank);
+  __syncwarp();
+}
+__device__ __forceinline__ void pass_turn(int* place) {
+  __threadfence();
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
+}
+
+// A tile of BM queries: its place in the sequence, its index among all, and which of its adds is due.
+struct QueryTile {
+  int place, index, rank;
+};
+
+template <class Plan>
+__device__ __forceinline__ int turn_index(const QueryTile& tile) {
+  return tile.index * Plan::kWarps + static_cast<int>(threadIdx.x) / 32 - 4;
+}
+
+// Adds a part of this step's dQ, columns from `column` on, in its turn; the last add writes the result.
+template <class Plan, int N>
+__device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, float (&dq)[N], const QueryTile& tile,
+                                                   int group, int first_value, int column) {
+  float4* const sums =
+      reinterpret_cast<float4*>(p.sums) + threadIdx.x % kGroupThreads +
+      ((static_cast<int64_t>(tile.index) * Plan::kGroups + group) * QueryGradient<Plan>::kValues + first_value) *
+          (kGroupThreads / 4);
+  if (tile.rank < tile.place / Plan::kSubtiles) {
+    if (tile.rank == 0) {
+#pragma unroll
+      for (int i = 0; i < N / 4; ++i)
+        __stcg(sums + i * kGroupThreads, make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]));
+    } else {
+#pragma unroll
+      for (int i = 0; i < N / 4; ++i)
+        add_in_place(sums + i * kGroupThreads, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+    }
+    return;
+  }
+  if (tile.rank > 0) {
+#pragma unroll
+    for (int i = 0; i < N / 4; ++i) {
+      const float4 before = __ldcg(sums + i * kGroupThreads);
+      dq[4 * i] += before.x;
+      dq[4 * i + 1] += before.y;
+      dq[4 * i + 2] += before.z;
+      dq[4 * i + 3] += before.w;
+    }
+  }
+  const float factor[2] = {p.scale, p.scale};
+  const int row = tile.index / (p.tiles * Plan::kSubtiles);
+  store_rows(p.q_grad.at(row / p.heads, row % p.heads), p.q_grad.row, p.q_grad.width, column, dq, factor,
+             tile.place * Plan::BM + (QueryGradient<Plan>::kByRows ? 64 * group : 0), p.length);
+}
+
+// Keys after their query: `behind` is the first key's position less the first query's; rows are keys.
+template <int N>
+__device__ __forceinline__ void mask_past(float (&s)[N], int behind) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) % kGroupThreads / 32;
+  const int first = behind + 16 * warp + lane / 4 - 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (8 * (i / 4) + i % 2 < first + 8 * (i % 4 / 2)) s[i] = -INFINITY;
+  }
+}
+
+// Scores of 64 keys (rows) and BM queries (columns) become probabilities.
+template <int N>
+__device__ __forceinline__ void probabilities(float (&s)[N], uint32_t lse, float scale2) {
+  const uint32_t own = lse + 8 * (threadIdx.x % 4);
+#pragma unroll
+  for (int n = 0; n < N / 4; ++n) {
+    const float2 at = flash::load_shared_pair(own + 32 * n);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      s[4 * n + e] = flash::power_of_two(s[4 * n + e] * scale2 - (e % 2 ? at.y : at.x));
+  }
+}
+
+// dS = P (dP - delta), left in dp; P comes rounded, as dV's operand.
+template <int N>
+__device__ __forceinline__ void score_gradients(float (&dp)[N], const uint32_t (&p)[N / 8][4], uint32_t delta) {
+  const uint32_t own = delta + 8 * (threadIdx.x % 4);
+#pragma unroll
+  for (int n = 0; n < N / 4; ++n) {
+    const float2 at = flash::load_shared_pair(own + 32 * n);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t pair = p[n / 2][2 * (n % 2) + half];
+      float& x = dp[4 * n + 2 * half];
+      float& y = dp[4 * n + 2 * half + 1];
+      x = __uint_as_float(pair << 16) * (x - at.x);
+      y = __uint_as_float(pair & 0xffff0000u) * (y - at.y);
+    }
+  }
+}
+
+// Rounded dS^T of this warpgroup's 64 keys goes to shared memory, rows are keys, panels 64 queries.
+template <class Plan>
+__device__ __forceinline__ void store_scores(uint32_t scores, const uint32_t (&ds)[Plan::BM / 16][4], int group) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) % kGroupThreads / 32;
+  const int key = 64 * group + 16 * warp + lane % 8 + 8 * (lane / 8 % 2);
+#pragma unroll
+  for (int i = 0; i < Plan::BM / 16; ++i) {
+    const int chunk = 2 * (i % 4) + lane / 16;
+    const uint32_t target = scores + (i / 4) * tile_bytes(Plan::BN, kPanel) + 128 * key + 16 * (chunk ^ (key & 7));
+    store_matrices(target, ds[i][0], ds[i][1], ds[i][2], ds[i][3]);
+  }
+}
+
+// dK or the rope part of it, in f32.
+template <int N>
+__device__ __forceinline__ void store_partials(float* target, int width, int column, const float (&x)[N], float factor,
+                                               int first, int end) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row0 = first + static_cast<int>(threadIdx.x) % kGroupThreads / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int n = 0; n < N / 4; ++n) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = row0 + 8 * half, place = column + 8 * n + 2 * (lane % 4);
+      const float2 pair = {factor * x[4 * n + 2 * half], factor * x[4 * n + 2 * half + 1]};
+      if (row < end && place < width) *reinterpret_cast<float2*>(target + static_cast<int64_t>(row) * width + place) = pair;
+    }
+  }
+}
+
+template <class Plan>
+__device__ __forceinline__ void store_key_gradients(const BackwardArguments& p, const Split<Plan::QK>& dk,
+                                                    const Split<Plan::V>& dv, int batch, int key_head, int key) {
+  const float scale[2] = {p.scale, p.scale}, one[2] = {1.0f, 1.0f};
+  store_rows(p.v_grad.at(batch, key_head), p.v_grad.row, p.v_grad.width, 0, dv.first, one, key, p.length);
+  static_assert(Split<Plan::V>::kSecond == 0);
+  constexpr int kFirst = Split<Plan::QK>::kFirst;
+  Bf16* const target = p.k_grad.at(batch, key_head);
+  float* const partials =
+      p.rope_partials + (static_cast<int64_t>(batch) * p.key_heads + key_head) * p.length * p.rope_width;
+  const int own = kPanel * p.own_panels;
+  if (p.rope_width == 0 || own >= kFirst) {
+    store_rows(target, p.k_grad.row, p.k_grad.width, 0, dk.first, scale, key, p.length);
+  } else {  // 64 of 128 columns
+    if constexpr (kFirst == 128) {
+      float half[32];
+#pragma unroll
+      for (int i = 0; i < 32; ++i) half[i] = dk.first[i];
+      store_rows(target, p.k_grad.row, p.k_grad.width, 0, half, scale, key, p.length);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) half[i] = dk.first[32 + i];
+      store_partials(partials, p.rope_width, 0, half, p.scale, key, p.length);
+    }
+  }
+  if constexpr (Split<Plan::QK>::kSecond > 0) {
+    if (p.rope_width == 0) {
+      store_rows(target, p.k_grad.row, p.k_grad.width, kFirst, dk.second, scale, key, p.length);
+    } else {
+      store_partials(partials, p.rope_width, kFirst - own, dk.second, p.scale, key, p.length);
+    }
+  }
+}
+
+constexpr int kScoresBarrier = 1;  // named: dS of both warpgroups is in shared memory
+
+// One step: BM queries against this warpgroup's 64 keys, and its share of dQ.
+template <class Plan>
+__device__ __forceinline__ void backward_step(const BackwardArguments& p, const BackwardMemory<Plan>& memory,
+                                              const Ring<Plan::kStages>& ring, const QueryTile& tile, int n, int group,
+                                              Split<Plan::QK>& dk, Split<Plan::V>& dv, int& turn) {
+  constexpr int BM = Plan::BM;
+  constexpr uint32_t kKeyPanel = tile_bytes(Plan::BN, kPanel), kQueryPanel = tile_bytes(BM, kPanel);
+  const bool signals = threadIdx.x % 32 == 0;
+  const uint32_t own_rows = static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
+  const uint32_t q = memory.q(ring.slot), out_grad = memory.out_grad(ring.slot), scores = memory.scores(ring.slot);
+  const int behind = n * Plan::BN + 64 * group - tile.place * BM;
+  float s[BM / 2], dp[BM / 2];
+  uint32_t operand[BM / 16][4];
+
+  wait(memory.q_full(ring.slot), ring.parity);
+  begin_products();
+  start_transposed<Plan::QK>(s, memory.k() + own_rows, kKeyPanel, q, kQueryPanel);
+  commit_products();
+  if constexpr (Plan::kEager) {
+    wait(memory.out_full(ring.slot), ring.parity);
+    begin_products();
+    start_transposed<Plan::V>(dp, memory.v() + own_rows, kKeyPanel, out_grad, kQueryPanel);
+    commit_products();
+  }
+  if (turn >= 0) pass_turn(p.turns + turn);
+  wait_products<Plan::kEager ? 1 : 0>();
+  pin(s);
+  if (behind + 63 > 0) mask_past(s, behind);
+  probabilities(s, memory.lse(ring.slot), p.scale * 1.44269504088896341f);
+  to_operand(operand, s);
+  if constexpr (!Plan::kEager) {
+    wait(memory.out_full(ring.slot), ring.parity);
+    begin_products();
+    start_transposed<Plan::V>(dp, memory.v() + own_rows, kKeyPanel, out_grad, kQueryPanel);
+    commit_products();
+  }
+  pin(operand);
+  begin_products();
+  start_weighted<Plan::V>(dv, operand, out_grad);
+  commit_products();
+  wait_products<1>();
+  pin(dp);
+  score_gradients(dp, operand, memory.delta(ring.slot));
+  uint32_t ds[BM / 16][4];
+  to_operand(ds, dp);
+  store_scores<Plan>(scores, ds, group);
+  publish_shared();
+  sync_named(kScoresBarrier, Plan::kGroups * kGroupThreads);
+  using Gradient = QueryGradient<Plan>;
+  Gradient dq;
+  begin_products();
+  dq.start_main(scores, memory.k(), group);
+  if constexpr (Gradient::kExtra > 0 && !Gradient::kLate) dq.start_extra(scores, memory.k(), group);
+  commit_products();
+  begin_products();
+  if constexpr (Plan::kScoresFromShared) {
+    start_weighted<Plan::QK, BM / 16>(dk, scores + own_rows, q);
+  } else {
+    pin(ds);
+    start_weighted<Plan::QK>(dk, ds, q);
+  }
+  commit_products();
+  await_turn(p.turns + turn_index<Plan>(tile), tile.rank);
+  wait_products<1>();
+  pin(dq.main);
+  pin(dv);
+  if (signals) arrive(memory.out_empty(ring.slot));
+  add_query_gradient<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
+  if constexpr (Gradient::kExtra > 0) {
+    if constexpr (Gradient::kLate) {
+      begin_products();
+      dq.start_extra(scores, memory.k(), group);
+      commit_products();
+      wait_products<0>();
+    }
+    pin(dq.extra);
+    add_query_gradient<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
+  }
+  turn = tile.rank < tile.place / Plan::kSubtiles ? turn_index<Plan>(tile) : -1;
+  wait_products<0>();
+  pin(dk);
+  if (signals) arrive(memory.q_empty(ring.slot));
+}
+
+template <class Plan>
+__device__ __forceinline__ void backward_products(const BackwardArguments& p, const BackwardMemory<Plan> memory,
+                                                  Walk walk, int batch, int key_head, int group) {
+  Ring<Plan::kStages> ring;
+  uint32_t loaded = 0;
+  int turn = -1;
+  for (int half = 0; half < 2; ++half) {
+    if (!walk.start(half == 1)) continue;
+    Split<Plan::QK> dk;
+    Split<Plan::V> dv;
+    clear(dk);
+    clear(dv);
+    wait(memory.keys_full(), loaded);
+    loaded ^= 1;
+    for (int i = 0; i < walk.steps(); ++i) {
+      int head, m, rank;
+      if (!walk.at(i, head, m, rank)) continue;
+      const int row = (batch * p.key_heads + key_head) * p.group + head;
+      for (int sub = 0; sub < Plan::kSubtiles; ++sub) {
+        const int place = m * Plan::kSubtiles + sub;
+        if (place * Plan::BM >= p.length) break;
+        backward_step<Plan>(p, memory, ring, {place, row * p.tiles * Plan::kSubtiles + place, rank}, walk.n, group, dk,
+                            dv, turn);
+        ring.advance();
+      }
+    }
+    if (turn >= 0) pass_turn(p.turns + turn);
+    turn = -1;
+    if (threadIdx.x % 32 == 0) arrive(memory.keys_empty());
+    store_key_gradients<Plan>(p, dk, dv, batch, key_head, walk.n * Plan::BN + 64 * group);
+  }
+}
+
+template <class Plan>
+__device__ __forceinline__ void backward_block(const BackwardArguments& p) {
+  const BackwardMemory<Plan> memory{aligned_shared()};
+  const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
+  if (threadIdx.x == 0) {
+    init_barrier(memory.keys_full(), 1);
+    init_barrier(memory.keys_empty(), Plan::kWarps);
+    for (int slot = 0; slot < Plan::kStages; ++slot) {
+      init_barrier(memory.q_full(slot), 1);
+      init_barrier(memory.out_full(slot), 1);
+      init_barrier(memory.q_empty(slot), Plan::kWarps);
+      init_barrier(memory.out_empty(slot), Plan::kWarps);
+    }
+    publish_barriers();
+    // Blocks take work in the order in which they start: those that others wait for are always running.
+    const int ticket = atomicAdd(p.turns + p.blocks_turn, 1);
+    asm volatile("st.shared.s32 [%0], %1;" ::"r"(memory.ticket()), "r"(ticket) : "memory");
+  }
+  __syncthreads();
+  int ticket;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(ticket) : "r"(memory.ticket()) : "memory");
+  const int row = ticket / p.pairs;
+  const Walk walk{p, ticket % p.pairs, 0};
+  const int batch = row / p.key_heads, key_head = row % p.key_heads;
+  if (role == 0) {
+    give_registers<32>();
+    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk, batch, key_head);
+  } else {
+    take_registers<240>();
+    backward_products<Plan>(p, memory, walk, batch, key_head, role - 1);
+  }
+}
+
+template <class Plan>
+__global__ void __launch_bounds__(Plan::kThreads, 1)
+    attention_hopper_backward_kernel(const __grid_constant__ BackwardArguments p) {
+  if constexpr (kCompiled) backward_block<Plan>(p);
+}
+
+// statistics: lse / ln 2 and delta = rowsum(out * out_grad), tile by tile, infinity and 0 beyond the last row; and the
+// turns at zero. Sixteen lanes a row.
+template <int BM>
+__global__ void __launch_bounds__(256)
+    attention_hopper_statistics_kernel(float* statistics, int* turns, int turn_count, const flash::Operand<Bf16> out,
+                                       const flash::Operand<Bf16> out_grad, const float* lse, int length, int heads) {
+  const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
+  const int row = static_cast<int>(blockIdx.x) * 16 + static_cast<int>(threadIdx.x) / 16;
+  const int64_t bh = static_cast<int64_t>(b) * heads + h;
+  const int64_t block = bh * gridDim.x + blockIdx.x, blocks = int64_t{gridDim.x} * gridDim.y * gridDim.z;
+  for (int64_t i = block * 256 + threadIdx.x; i < turn_count; i += blocks * 256) turns[i] = 0;
+  float sum = 0.0f;
+  const int column = static_cast<int>(threadIdx.x) % 16 * 8;
+  if (row < length && column < out.width) {
+    const uint4 x = *reinterpret_cast<const uint4*>(out.at(b, h) + row * out.row + column);
+    const uint4 y = *reinterpret_cast<const uint4*>(out_grad.at(b, h) + row * out_grad.row + column);
+    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum += __uint_as_float(xs[i] << 16) * __uint_as_float(ys[i] << 16);
+      sum += __uint_as_float(xs[i] & 0xffff0000u) * __uint_as_float(ys[i] & 0xffff0000u);
+    }
+  }
+#pragma unroll
+  for (int lane = 8; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+  if (threadIdx.x % 16 != 0) return;
+  const int64_t padded = int64_t{gridDim.x} * 16;  // a multiple of 128
+  float* const tile = statistics + (bh * padded / BM + row / BM) * 2 * BM + row % BM;
+  tile[0] = row < length ? lse[bh * length + row] * 1.44269504088896341f : INFINITY;
+  tile[BM] = row < length ? sum : 0.0f;
+}
+
+}  // namespace egmla::hopper
