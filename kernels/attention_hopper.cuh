@@ -259,7 +259,7 @@ __device__ __forceinline__ void to_operand(uint32_t (&out)[N / 8][4], const floa
 // The four lanes of a row hold a pair of columns each of four column tiles (32 columns); afterwards each holds the
 // eight columns of one tile: word i of lane l becomes word l of lane i.
 __device__ __forceinline__ void transpose_quad(uint32_t (&x)[4]) {
-  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+  const bool odd = flash::fresh_thread() & 1, upper = flash::fresh_thread() & 2;
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? x[i] : x[i + 1], 1);
@@ -279,8 +279,7 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&x)[4]) {
 template <int N>
 __device__ __forceinline__ void store_rows(Bf16* target, int64_t stride, int width, int column, const float (&x)[N],
                                            const float (&factor)[2], int first, int end) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int row0 = first + static_cast<int>(threadIdx.x) % kGroupThreads / 32 * 16 + lane / 4;
+  const int lane = flash::fresh_thread() & 31, row0 = first + (flash::fresh_thread() >> 5 & 3) * 16 + lane / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row0 + 8 * half;

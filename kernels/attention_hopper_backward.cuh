@@ -262,7 +262,7 @@ __device__ __forceinline__ void await_turn(const int* place, int rank) {
 __device__ __forceinline__ void pass_turn(int* place) {
   __threadfence();
   __syncwarp();
-  if (threadIdx.x % 32 == 0) asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
+  if ((flash::fresh_thread() & 31) == 0) asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
 }
 
 // A tile of BM queries: its place in the sequence, its index among all, and which of its adds is due.
@@ -272,7 +272,7 @@ struct QueryTile {
 
 template <class Plan>
 __device__ __forceinline__ int turn_index(const QueryTile& tile) {
-  return tile.index * Plan::kWarps + static_cast<int>(threadIdx.x) / 32 - 4;
+  return tile.index * Plan::kWarps + flash::fresh_thread() / 32 - 4;
 }
 
 // Adds a part of this step's dQ, columns from `column` on, in its turn; the last add writes the result.
@@ -280,7 +280,7 @@ template <class Plan, int N>
 __device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, float (&dq)[N], const QueryTile& tile,
                                                    int group, int first_value, int column) {
   float4* const sums =
-      reinterpret_cast<float4*>(p.sums) + threadIdx.x % kGroupThreads +
+      reinterpret_cast<float4*>(p.sums) + (flash::fresh_thread() & (kGroupThreads - 1)) +
       ((static_cast<int64_t>(tile.index) * Plan::kGroups + group) * QueryGradient<Plan>::kValues + first_value) *
           (kGroupThreads / 4);
   if (tile.rank < tile.place / Plan::kSubtiles) {
@@ -314,7 +314,7 @@ __device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, f
 // Keys after their query: `behind` is the first key's position less the first query's; rows are keys.
 template <int N>
 __device__ __forceinline__ void mask_past(float (&s)[N], int behind) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) % kGroupThreads / 32;
+  const int lane = flash::fresh_thread() & 31, warp = flash::fresh_thread() >> 5 & 3;
   const int first = behind + 16 * warp + lane / 4 - 2 * (lane % 4);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -325,7 +325,7 @@ __device__ __forceinline__ void mask_past(float (&s)[N], int behind) {
 // Scores of 64 keys (rows) and BM queries (columns) become probabilities.
 template <int N>
 __device__ __forceinline__ void probabilities(float (&s)[N], uint32_t lse, float scale2) {
-  const uint32_t own = lse + 8 * (threadIdx.x % 4);
+  const uint32_t own = lse + 8 * (flash::fresh_thread() & 3);
 #pragma unroll
   for (int n = 0; n < N / 4; ++n) {
     const float2 at = flash::load_shared_pair(own + 32 * n);
@@ -338,7 +338,7 @@ __device__ __forceinline__ void probabilities(float (&s)[N], uint32_t lse, float
 // dS = P (dP - delta), left in dp; P comes rounded, as dV's operand.
 template <int N>
 __device__ __forceinline__ void score_gradients(float (&dp)[N], const uint32_t (&p)[N / 8][4], uint32_t delta) {
-  const uint32_t own = delta + 8 * (threadIdx.x % 4);
+  const uint32_t own = delta + 8 * (flash::fresh_thread() & 3);
 #pragma unroll
   for (int n = 0; n < N / 4; ++n) {
     const float2 at = flash::load_shared_pair(own + 32 * n);
@@ -356,7 +356,7 @@ __device__ __forceinline__ void score_gradients(float (&dp)[N], const uint32_t (
 // Rounded dS^T of this warpgroup's 64 keys goes to shared memory, rows are keys, panels 64 queries.
 template <class Plan>
 __device__ __forceinline__ void store_scores(uint32_t scores, const uint32_t (&ds)[Plan::BM / 16][4], int group) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) % kGroupThreads / 32;
+  const int lane = flash::fresh_thread() & 31, warp = flash::fresh_thread() >> 5 & 3;
   const int key = 64 * group + 16 * warp + lane % 8 + 8 * (lane / 8 % 2);
 #pragma unroll
   for (int i = 0; i < Plan::BM / 16; ++i) {
@@ -425,8 +425,7 @@ __device__ __forceinline__ void backward_step(const BackwardArguments& p, const 
                                               Split<Plan::QK>& dk, Split<Plan::V>& dv, int& turn) {
   constexpr int BM = Plan::BM;
   constexpr uint32_t kKeyPanel = tile_bytes(Plan::BN, kPanel), kQueryPanel = tile_bytes(BM, kPanel);
-  const bool signals = threadIdx.x % 32 == 0;
-  const uint32_t own_rows = static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
+    const uint32_t own_rows = static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
   const uint32_t q = memory.q(ring.slot), out_grad = memory.out_grad(ring.slot), scores = memory.scores(ring.slot);
   const int behind = n * Plan::BN + 64 * group - tile.place * BM;
   float s[BM / 2], dp[BM / 2];
@@ -484,7 +483,7 @@ __device__ __forceinline__ void backward_step(const BackwardArguments& p, const 
   wait_products<1>();
   pin(dq.main);
   pin(dv);
-  if (signals) arrive(memory.out_empty(ring.slot));
+  if ((flash::fresh_thread() & 31) == 0) arrive(memory.out_empty(ring.slot));
   add_query_gradient<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
   if constexpr (Gradient::kExtra > 0) {
     if constexpr (Gradient::kLate) {
@@ -499,7 +498,7 @@ __device__ __forceinline__ void backward_step(const BackwardArguments& p, const 
   turn = tile.rank < tile.place / Plan::kSubtiles ? turn_index<Plan>(tile) : -1;
   wait_products<0>();
   pin(dk);
-  if (signals) arrive(memory.q_empty(ring.slot));
+  if ((flash::fresh_thread() & 31) == 0) arrive(memory.q_empty(ring.slot));
 }
 
 template <class Plan>
@@ -560,7 +559,7 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
   const Walk walk{p, ticket % p.pairs, 0};
   const int batch = row / p.key_heads, key_head = row % p.key_heads;
   if (role == 0) {
-    give_registers<32>();
+    give_registers<24>();
     if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk, batch, key_head);
   } else {
     take_registers<240>();

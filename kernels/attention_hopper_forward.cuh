@@ -313,7 +313,7 @@ __device__ __forceinline__ void forward_block(const ForwardArguments& p) {
   }
   __syncthreads();
   if (role == 0) {
-    give_registers<32>();
+    give_registers<Plan::kGroups == 2 ? 24 : 32>();
     if (threadIdx.x == 0) forward_copies<Plan>(p, memory);
   } else {
     take_registers<Plan::kGroups == 2 ? 240 : 160>();
