@@ -21,6 +21,10 @@ if(NOT EGMLA_CUDA STREQUAL "OFF")
     set(EGMLA_WITH_CUDA ON)
     add_library(egmla_cuda_dependencies INTERFACE)
     target_link_libraries(egmla_cuda_dependencies INTERFACE CUDA::cudart CUDA::cublasLt)
+    # Hopper's own instructions need code for sm_90a.
+    if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+      target_compile_definitions(egmla_cuda_dependencies INTERFACE EGMLA_HOPPER)
+    endif()
     # cuDNN 9 is optional. Only its headers are needed here; the library is opened when attention first runs.
     find_path(CUDNN_INCLUDE cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS} /usr/include/x86_64-linux-gnu)
     if(CUDNN_INCLUDE)

@@ -1,5 +1,5 @@
-// What attention's CUDA kernels receive, and the two paths behind one interface: tensor cores for bf16 rows that start
-// at multiples of 16 bytes, and a plain one for f32 and everything else.
+// What attention's CUDA kernels receive, and the paths behind one interface: tensor cores for bf16 rows that start at
+// multiples of 16 bytes, on Hopper by its own instructions, and a plain one for f32 and everything else.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -47,6 +47,16 @@ template <class T>  // float or bf16
 void forward_plain(CudaContext& context, const ForwardArguments<T>& arguments, int batch);
 template <class T>
 void backward_plain(CudaContext& context, const BackwardArguments<T>& arguments, int batch);
+
+// Hopper's kernels (wgmma, TMA), for operands that tensor cores take.
+bool on_hopper(CudaContext& context);  // whether the device and the build have them
+bool suits_hopper(CudaContext& context, const AttentionForward& kernel);
+bool suits_hopper(CudaContext& context, const AttentionBackward& kernel);
+void forward_on_hopper(CudaContext& context, const ForwardArguments<__nv_bfloat16>& arguments, int batch);
+int64_t hopper_workspace(const AttentionBackward& kernel);  // elements
+// Returns the gradients of the shared rope key by key head, [B, Hkv, T, dr], where there is such a key.
+const float* backward_on_hopper(CudaContext& context, const BackwardArguments<__nv_bfloat16>& arguments,
+                                const Operand<__nv_bfloat16>& out, float* workspace, int batch);
 
 // First query of the sequence whose document starts after `key`; starts never decrease.
 __device__ __forceinline__ int first_query_past(const int* starts, int length, int key) {

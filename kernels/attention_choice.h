@@ -9,13 +9,18 @@
 
 namespace egmla {
 
-// cudnn: wherever it takes the shape, without measuring.
-enum class AttentionPolicy : uint8_t { fastest, native, cudnn };
+// cudnn: wherever it takes the shape, without measuring. portable: our kernels, those alone that every card runs.
+enum class AttentionPolicy : uint8_t { fastest, native, cudnn, portable };
 void set_attention_policy(CudaContext& context, AttentionPolicy policy);
 
-// Our own kernels.
+// Our own kernels: the card's best, or those that every card runs.
 void run_native(CudaContext& context, const AttentionForward& kernel);
 void run_native(CudaContext& context, const AttentionBackward& kernel);
+void run_portable(CudaContext& context, const AttentionForward& kernel);
+void run_portable(CudaContext& context, const AttentionBackward& kernel);
+
+// Whether run_native is Hopper's kernels for these operands.
+bool hopper_accepts(CudaContext& context, const AttentionForward& kernel);
 
 // Whether cuDNN is there and takes these operands.
 bool cudnn_accepts(CudaContext& context, const AttentionForward& kernel);

@@ -181,7 +181,7 @@ bool capturing(CudaContext& context) {
 template <class Kernel>
 bool runs_on_cudnn(CudaContext& context, const Kernel& k) {
   AttentionChoices& all = choices_of(context);
-  if (all.policy == AttentionPolicy::native) return false;
+  if (all.policy == AttentionPolicy::native || all.policy == AttentionPolicy::portable) return false;
   if (all.policy == AttentionPolicy::cudnn) return accepted(context, k);
   if (k.q.size(1) < kShortest || !suits_cudnn(k)) return false;
   const AttentionKey key = key_of(k);
@@ -199,6 +199,7 @@ bool runs_on_cudnn(CudaContext& context, const Kernel& k) {
 template <class Kernel>
 void run_chosen(CudaContext& context, const Kernel& k) {
   if (runs_on_cudnn(context, k)) return cudnn_of(context)->run(context, k);
+  if (choices_of(context).policy == AttentionPolicy::portable) return run_portable(context, k);
   run_native(context, k);
 }
 

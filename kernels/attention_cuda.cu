@@ -1,5 +1,5 @@
-// Our attention on CUDA: checks, the choice between tensor cores and the plain path, delta = rowsum(out * dout) and the
-// sum of the shared rope key's gradient over heads. Two runs agree bit for bit.
+// Our attention on CUDA: checks, the choice between Hopper's kernels, tensor cores and the plain path, delta =
+// rowsum(out * dout) and the sum of the shared rope key's gradient over heads. Two runs agree bit for bit.
 #include <algorithm>
 #include <initializer_list>
 #include <type_traits>
@@ -101,49 +101,82 @@ flash::BackwardArguments<T> backward_arguments(const AttentionBackward& k) {
           .scale = static_cast<float>(k.scale)};
 }
 
+bool suits_tensor_cores(const AttentionForward& k) {
+  return suits_tensor_cores({k.out, k.q, k.k, k.k_rope, k.v});
+}
+bool suits_tensor_cores(const AttentionBackward& k) {
+  return suits_tensor_cores({k.q, k.k, k.k_rope, k.v, k.out, k.out_grad, k.q_grad, k.k_grad, k.v_grad});
+}
+
+// delta, then the gradients, by the kernels that every card runs.
 template <class T>
-void backward(CudaContext& context, const AttentionBackward& k) {
-  const flash::BackwardArguments<T> p = backward_arguments<T>(k);
-  const int batch = static_cast<int>(k.q.size(0)), key_heads = p.heads / p.group;
+const float* backward(CudaContext& context, const AttentionBackward& k, const flash::BackwardArguments<T>& p) {
+  const int batch = static_cast<int>(k.q.size(0));
   const dim3 rows(static_cast<unsigned>(gpu::ceil_div(p.length, kDeltaWarps)), static_cast<unsigned>(p.heads),
                   static_cast<unsigned>(batch));
   launch_kernel(context, AttentionBackward::kName, rows, dim3(32 * kDeltaWarps), 0, attention_delta_kernel<T>,
                 k.delta.as<float>(), operand<T>(k.out), p.out_grad, p.length, p.heads);
   if constexpr (std::is_same_v<T, bf16>) {
-    if (suits_tensor_cores({k.q, k.k, k.k_rope, k.v, k.out_grad, k.q_grad, k.k_grad, k.v_grad})) {
+    if (suits_tensor_cores(k)) {
       flash::backward_on_tensor_cores(context, p, batch);
-    } else {
-      flash::backward_plain(context, p, batch);
+      return p.rope_partials;
     }
-  } else {
-    flash::backward_plain(context, p, batch);
   }
-  if (!k.k_rope.defined()) return;
+  flash::backward_plain(context, p, batch);
+  return p.rope_partials;
+}
+
+template <class T>
+void sum_rope_gradients(CudaContext& context, const AttentionBackward& k, const float* partials) {
   constexpr unsigned kThreads = 256;
   const Operand<T> target = operand<T>(k.k_rope_grad);
-  const dim3 grid(static_cast<unsigned>(gpu::ceil_div(int64_t{p.length} * target.width, kThreads)),
-                  static_cast<unsigned>(batch));
+  const int length = static_cast<int>(k.q.size(1));
+  const dim3 grid(static_cast<unsigned>(gpu::ceil_div(int64_t{length} * target.width, kThreads)),
+                  static_cast<unsigned>(k.q.size(0)));
   launch_kernel(context, AttentionBackward::kName, grid, dim3(kThreads), 0, attention_rope_gradient_kernel<T>, target,
-                static_cast<const float*>(p.rope_partials), p.length, key_heads);
+                partials, length, static_cast<int>(k.k.size(2)));
 }
 
 }  // namespace
 
 void run_native(CudaContext& context, const AttentionForward& k) {
+  if (!hopper_accepts(context, k)) return run_portable(context, k);
+  check_kernel(k);
+  flash::forward_on_hopper(context, forward_arguments<bf16>(k), static_cast<int>(k.q.size(0)));
+}
+
+void run_native(CudaContext& context, const AttentionBackward& k) {
+  if (!suits_tensor_cores(k) || !flash::suits_hopper(context, k)) return run_portable(context, k);
+  check_kernel(k);
+  const float* const partials =
+      flash::backward_on_hopper(context, backward_arguments<bf16>(k), operand<bf16>(k.out), k.workspace.as<float>(),
+                                static_cast<int>(k.q.size(0)));
+  if (k.k_rope.defined()) sum_rope_gradients<bf16>(context, k, partials);
+}
+
+void run_portable(CudaContext& context, const AttentionForward& k) {
   check_kernel(k);
   const int batch = static_cast<int>(k.q.size(0));
-  if (suits_tensor_cores({k.out, k.q, k.k, k.k_rope, k.v}))
-    return flash::forward_on_tensor_cores(context, forward_arguments<bf16>(k), batch);
+  if (suits_tensor_cores(k)) return flash::forward_on_tensor_cores(context, forward_arguments<bf16>(k), batch);
   gpu::for_float(k.q.dtype, AttentionForward::kName,
                  [&](auto t) { flash::forward_plain(context, forward_arguments<decltype(t)>(k), batch); });
 }
 
-void run_native(CudaContext& context, const AttentionBackward& k) {
+void run_portable(CudaContext& context, const AttentionBackward& k) {
   check_kernel(k);
-  gpu::for_float(k.q.dtype, AttentionBackward::kName, [&](auto t) { backward<decltype(t)>(context, k); });
+  gpu::for_float(k.q.dtype, AttentionBackward::kName, [&](auto t) {
+    using T = decltype(t);
+    const float* const partials = backward<T>(context, k, backward_arguments<T>(k));
+    if (k.k_rope.defined()) sum_rope_gradients<T>(context, k, partials);
+  });
 }
 
-int64_t attention_backward_workspace(CudaContext&, const AttentionBackward& k) {
+bool hopper_accepts(CudaContext& context, const AttentionForward& k) {
+  return suits_tensor_cores(k) && flash::suits_hopper(context, k);
+}
+
+int64_t attention_backward_workspace(CudaContext& context, const AttentionBackward& k) {
+  if (suits_tensor_cores(k) && flash::suits_hopper(context, k)) return flash::hopper_workspace(k);
   return k.k_rope.defined() ? k.k.size(0) * k.k.size(2) * k.k.size(1) * k.k_rope.size(3) : 0;
 }
 

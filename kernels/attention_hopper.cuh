@@ -34,6 +34,13 @@ constexpr uint32_t tile_bytes(int rows, int width) {
   return static_cast<uint32_t>(rows * panels(width) * 2 * kPanel);
 }
 
+// The same value, but what is computed from it is not kept in registers across a loop.
+template <class T>
+__device__ __forceinline__ T fresh(T x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // First multiple of 1024 in the block's dynamic shared memory, as panels ask for.
 __device__ __forceinline__ uint32_t aligned_shared() {
   return (flash::dynamic_shared() + 1023) & ~1023u;

@@ -12,9 +12,10 @@ struct BackwardArguments {
   CUtensorMap q, k, k_rope, v, out_grad;  // k_rope: a copy of k where there is none
   flash::Operand<Bf16> q_grad, k_grad, v_grad;
   float* rope_partials;     // [B, Hkv, T, rope_width], summed over the key heads afterwards
-  const float* statistics;  // [B, H, tiles of BM queries, 2, BM]: lse / ln 2, then delta
+  float* statistics;        // [B, H, tiles of BM queries, 2, BM]: lse / ln 2, then delta
   float* sums;              // [B, H, tiles of BM queries, BM QK] in the order of registers
   int* turns;               // [B, H, tiles of BM queries, warps]: adds done so far; then the next free block
+  const int* document_start;  // [B, T] or null
   int length, heads, group, key_heads, own_panels, rope_width;
   int tiles, pairs;  // of keys: ceil(T / 128) and half of that, rounded up
   int blocks_turn;   // place of the next free block in turns
@@ -57,6 +58,11 @@ struct BackwardMemory {
   __device__ __forceinline__ uint32_t ticket() const { return barrier(10); }
 };
 
+struct Step {
+  int head, m;          // the query head of the group and the tile of queries
+  int rank, last_rank;  // which of the adds to its dQ, and the last one's rank
+};
+
 // What a block does. Block j of P pairs owns key tiles 2P - 1 - j and j, so that all blocks do equal work. With one
 // step a tile of queries, and all blocks of a head in step:
 //   A: keys 2P - 1 - j, queries from the diagonal on;
@@ -64,10 +70,11 @@ struct BackwardMemory {
 //   C: keys j, queries P + (j + s) mod P for s = 0, 1, ..., P - 1, a Latin square.
 // A tile of queries m thus meets, one step after another, in A the keys m, m - 1, ..., P, in B the keys 0, ..., m, in C
 // the keys m - P, m - P - 1, ... mod P; `rank` counts them. Steps beyond the last tile are left out. As every tile's
-// order agrees with the steps' order, the blocks of a head, running at once, cannot wait for each other in a circle.
+// order agrees with the steps' order, the blocks of a head, running at once, cannot wait for each other in a circle. Tiles
+// that documents part are left out of the steps and of the ranks.
 struct Walk {
   const BackwardArguments& p;
-  int j, n;  // n: the key tile
+  int batch, j, n;  // n: the key tile
 
   // False where the tile does not exist.
   __device__ __forceinline__ bool start(bool lower) {
@@ -75,33 +82,42 @@ struct Walk {
     return n < p.tiles;
   }
   __device__ __forceinline__ int steps() const { return p.group * (n == j ? 2 * p.pairs - j : p.tiles - n); }
-  // The query head of the group, the tile of queries and its rank. False where the tile does not exist.
-  __device__ __forceinline__ bool at(int i, int& head, int& m, int& rank) const {
+  // False where the tile of queries does not exist, or all its documents begin after these keys.
+  __device__ __forceinline__ bool at(int i, Step& step) const {
+    const int triangle = p.group * (p.pairs - j), square = i - triangle;
     if (n > j) {
-      head = i / (p.tiles - n);
-      m = n + i % (p.tiles - n);
-      rank = m - n;
-      return true;
+      step.head = i / (p.tiles - n);
+      step.m = n + i % (p.tiles - n);
+    } else if (square < 0) {
+      step.head = i / (p.pairs - j);
+      step.m = p.pairs - 1 - i % (p.pairs - j);
+    } else {
+      step.head = square / p.pairs;
+      step.m = p.pairs + (j + square) % p.pairs;
     }
-    const int triangle = p.group * (p.pairs - j);
-    if (i < triangle) {
-      head = i / (p.pairs - j);
-      m = p.pairs - 1 - i % (p.pairs - j);
-      rank = n;
-      return true;
+    if (step.m >= p.tiles) return false;
+    const int first = first_keys(step.m), turn = step.m - p.pairs;
+    if (n < first) return false;
+    step.last_rank = step.m - first;
+    if (n > j) {
+      step.rank = step.m - n;
+    } else if (square < 0) {
+      step.rank = n - first;
+    } else {
+      step.rank = turn + 1 + (n <= turn ? turn - n : max(0, turn - first + 1) + p.pairs - 1 - n);
     }
-    const int s = (i - triangle) % p.pairs;
-    head = (i - triangle) / p.pairs;
-    m = p.pairs + (j + s) % p.pairs;
-    rank = m - p.pairs + 1 + s;
-    return m < p.tiles;
+    return true;
+  }
+  // The first tile of keys that any of these queries sees.
+  __device__ __forceinline__ int first_keys(int m) const {
+    return p.document_start ? p.document_start[static_cast<int64_t>(batch) * p.length + m * 128] / 128 : 0;
   }
 };
 
 // One thread: fills the slots as they become free.
 template <class Plan>
 __device__ __forceinline__ void backward_copies(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                                Walk walk, int batch, int key_head) {
+                                                Walk walk, int key_head) {
   Ring<Plan::kStages> ring;
   uint32_t turn = 0;
   for (int half = 0; half < 2; ++half) {
@@ -113,28 +129,28 @@ __device__ __forceinline__ void backward_copies(const BackwardArguments& p, cons
     for (int i = 0; i < panels(Plan::QK); ++i) {
       const bool own = i < p.own_panels;
       load_panel(memory.k() + i * tile_bytes(Plan::BN, kPanel), own ? p.k : p.k_rope,
-                 kPanel * (own ? i : i - p.own_panels), own ? key_head : 0, walk.n * Plan::BN, batch,
+                 kPanel * (own ? i : i - p.own_panels), own ? key_head : 0, walk.n * Plan::BN, walk.batch,
                  memory.keys_full());
     }
 #pragma unroll
     for (int i = 0; i < panels(Plan::V); ++i)
-      load_panel(memory.v() + i * tile_bytes(Plan::BN, kPanel), p.v, kPanel * i, key_head, walk.n * Plan::BN, batch,
+      load_panel(memory.v() + i * tile_bytes(Plan::BN, kPanel), p.v, kPanel * i, key_head, walk.n * Plan::BN, walk.batch,
                  memory.keys_full());
     for (int i = 0; i < walk.steps(); ++i) {
-      int head, m, rank;
-      if (!walk.at(i, head, m, rank)) continue;
-      head += key_head * p.group;
+      Step step;
+      if (!walk.at(i, step)) continue;
+      const int head = key_head * p.group + step.head;
       for (int sub = 0; sub < Plan::kSubtiles; ++sub) {
-        const int tile = m * Plan::kSubtiles + sub, query = tile * Plan::BM;
+        const int tile = step.m * Plan::kSubtiles + sub, query = tile * Plan::BM;
         if (query >= p.length) break;
         const float* const statistics =
-            p.statistics + ((static_cast<int64_t>(batch) * p.heads + head) * p.tiles * Plan::kSubtiles + tile) * 2 *
+            p.statistics + ((static_cast<int64_t>(walk.batch) * p.heads + head) * p.tiles * Plan::kSubtiles + tile) * 2 *
                                Plan::BM;
         wait(memory.q_empty(ring.slot), ring.parity ^ 1);
         arrive_expecting(memory.q_full(ring.slot), Plan::kQ + Plan::kStatistics);
 #pragma unroll
         for (int c = 0; c < panels(Plan::QK); ++c)
-          load_panel(memory.q(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.q, kPanel * c, head, query, batch,
+          load_panel(memory.q(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.q, kPanel * c, head, query, walk.batch,
                      memory.q_full(ring.slot));
         load_bytes(memory.lse(ring.slot), statistics, Plan::kStatistics, memory.q_full(ring.slot));
         wait(memory.out_empty(ring.slot), ring.parity ^ 1);
@@ -142,7 +158,7 @@ __device__ __forceinline__ void backward_copies(const BackwardArguments& p, cons
 #pragma unroll
         for (int c = 0; c < panels(Plan::V); ++c)
           load_panel(memory.out_grad(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.out_grad, kPanel * c, head, query,
-                     batch, memory.out_full(ring.slot));
+                     walk.batch, memory.out_full(ring.slot));
         ring.advance();
       }
     }
@@ -268,6 +284,7 @@ __device__ __forceinline__ void pass_turn(int* place) {
 // A tile of BM queries: its place in the sequence, its index among all, and which of its adds is due.
 struct QueryTile {
   int place, index, rank;
+  bool last;
 };
 
 template <class Plan>
@@ -283,7 +300,7 @@ __device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, f
       reinterpret_cast<float4*>(p.sums) + (flash::fresh_thread() & (kGroupThreads - 1)) +
       ((static_cast<int64_t>(tile.index) * Plan::kGroups + group) * QueryGradient<Plan>::kValues + first_value) *
           (kGroupThreads / 4);
-  if (tile.rank < tile.place / Plan::kSubtiles) {
+  if (!tile.last) {
     if (tile.rank == 0) {
 #pragma unroll
       for (int i = 0; i < N / 4; ++i)
@@ -319,6 +336,19 @@ __device__ __forceinline__ void mask_past(float (&s)[N], int behind) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (8 * (i / 4) + i % 2 < first + 8 * (i % 4 / 2)) s[i] = -INFINITY;
+  }
+}
+
+// Keys before the document of their query.
+template <int N>
+__device__ __forceinline__ void mask_earlier(float (&s)[N], const int* starts, int query, int last_query, int key) {
+  const int lane = flash::fresh_thread() & 31, warp = flash::fresh_thread() >> 5 & 3;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {  // columns 8 (i / 2) + i % 2 of the lane, two rows each
+    const int at = min(query + 8 * (i / 2) + i % 2 + 2 * (lane % 4), last_query);
+    const int first = starts[at] - key - 16 * warp - lane / 4;
+    if (first > 0) s[4 * (i / 2) + i % 2] = -INFINITY;
+    if (first > 8) s[4 * (i / 2) + i % 2 + 2] = -INFINITY;
   }
 }
 
@@ -420,10 +450,11 @@ constexpr int kScoresBarrier = 1;  // named: dS of both warpgroups is in shared 
 
 // One step: BM queries against this warpgroup's 64 keys, and its share of dQ.
 template <class Plan>
-__device__ __forceinline__ void backward_step(const BackwardArguments& p, const BackwardMemory<Plan>& memory,
+__device__ __forceinline__ void backward_step(const BackwardArguments& p, uint32_t base,
                                               const Ring<Plan::kStages>& ring, const QueryTile& tile, int n, int group,
                                               Split<Plan::QK>& dk, Split<Plan::V>& dv, int& turn) {
   constexpr int BM = Plan::BM;
+  const BackwardMemory<Plan> memory{base};
   constexpr uint32_t kKeyPanel = tile_bytes(Plan::BN, kPanel), kQueryPanel = tile_bytes(BM, kPanel);
     const uint32_t own_rows = static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
   const uint32_t q = memory.q(ring.slot), out_grad = memory.out_grad(ring.slot), scores = memory.scores(ring.slot);
@@ -445,6 +476,12 @@ __device__ __forceinline__ void backward_step(const BackwardArguments& p, const 
   wait_products<Plan::kEager ? 1 : 0>();
   pin(s);
   if (behind + 63 > 0) mask_past(s, behind);
+  if (p.document_start) {
+    const int row = tile.index / (p.tiles * Plan::kSubtiles), query = tile.place * BM;
+    const int* const starts = p.document_start + static_cast<int64_t>(row / p.heads) * p.length;
+    if (starts[min(query + BM, p.length) - 1] > n * Plan::BN)
+      mask_earlier(s, starts, query, p.length - 1, query + behind);
+  }
   probabilities(s, memory.lse(ring.slot), p.scale * 1.44269504088896341f);
   to_operand(operand, s);
   if constexpr (!Plan::kEager) {
@@ -495,7 +532,7 @@ __device__ __forceinline__ void backward_step(const BackwardArguments& p, const 
     pin(dq.extra);
     add_query_gradient<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
   }
-  turn = tile.rank < tile.place / Plan::kSubtiles ? turn_index<Plan>(tile) : -1;
+  turn = tile.last ? -1 : turn_index<Plan>(tile);
   wait_products<0>();
   pin(dk);
   if ((flash::fresh_thread() & 31) == 0) arrive(memory.q_empty(ring.slot));
@@ -503,7 +540,7 @@ __device__ __forceinline__ void backward_step(const BackwardArguments& p, const 
 
 template <class Plan>
 __device__ __forceinline__ void backward_products(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                                  Walk walk, int batch, int key_head, int group) {
+                                                  Walk walk, int key_head, int group) {
   Ring<Plan::kStages> ring;
   uint32_t loaded = 0;
   int turn = -1;
@@ -516,21 +553,21 @@ __device__ __forceinline__ void backward_products(const BackwardArguments& p, co
     wait(memory.keys_full(), loaded);
     loaded ^= 1;
     for (int i = 0; i < walk.steps(); ++i) {
-      int head, m, rank;
-      if (!walk.at(i, head, m, rank)) continue;
-      const int row = (batch * p.key_heads + key_head) * p.group + head;
+      Step step;
+      if (!walk.at(i, step)) continue;
+      const int row = (walk.batch * p.key_heads + key_head) * p.group + step.head;
       for (int sub = 0; sub < Plan::kSubtiles; ++sub) {
-        const int place = m * Plan::kSubtiles + sub;
+        const int place = step.m * Plan::kSubtiles + sub;
         if (place * Plan::BM >= p.length) break;
-        backward_step<Plan>(p, memory, ring, {place, row * p.tiles * Plan::kSubtiles + place, rank}, walk.n, group, dk,
-                            dv, turn);
+        const QueryTile tile{place, row * p.tiles * Plan::kSubtiles + place, step.rank, step.rank == step.last_rank};
+        backward_step<Plan>(p, fresh(memory.base), ring, tile, walk.n, fresh(group), dk, dv, turn);
         ring.advance();
       }
     }
     if (turn >= 0) pass_turn(p.turns + turn);
     turn = -1;
     if (threadIdx.x % 32 == 0) arrive(memory.keys_empty());
-    store_key_gradients<Plan>(p, dk, dv, batch, key_head, walk.n * Plan::BN + 64 * group);
+    store_key_gradients<Plan>(p, dk, dv, walk.batch, key_head, walk.n * Plan::BN + 64 * group);
   }
 }
 
@@ -556,14 +593,14 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
   int ticket;
   asm volatile("ld.shared.s32 %0, [%1];" : "=r"(ticket) : "r"(memory.ticket()) : "memory");
   const int row = ticket / p.pairs;
-  const Walk walk{p, ticket % p.pairs, 0};
-  const int batch = row / p.key_heads, key_head = row % p.key_heads;
+  const Walk walk{p, row / p.key_heads, ticket % p.pairs, 0};
+  const int key_head = row % p.key_heads;
   if (role == 0) {
     give_registers<24>();
-    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk, batch, key_head);
+    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk, key_head);
   } else {
     take_registers<240>();
-    backward_products<Plan>(p, memory, walk, batch, key_head, role - 1);
+    backward_products<Plan>(p, memory, walk, key_head, role - 1);
   }
 }
 

@@ -8,10 +8,34 @@
 
 #include "kernels/attention_hopper_backward.cuh"
 #include "kernels/attention_hopper_forward.cuh"
+#include "kernels/attention_widths.cuh"
 
 namespace egmla::hopper {
 
 constexpr int64_t kCachedBytes = 24 << 20;  // of keys and values that one section of the forward grid reads again
+
+#ifdef EGMLA_HOPPER
+constexpr bool kBuilt = true;  // the build has code for sm_90a
+#else
+constexpr bool kBuilt = false;
+#endif
+
+constexpr int64_t kFewestQueries = 64;
+constexpr int64_t kMostQueriesBackward = 16384;  // the blocks of a head run at once, one on a multiprocessor
+
+// `own`: the width of a key before the shared part, which must begin with a panel; 0 where there is no such part.
+constexpr bool suits_widths(int64_t qk, int64_t own, int64_t v) {
+  return qk <= 192 && v <= 128 && own % kPanel == 0;
+}
+
+// Calls function(flash::Widths<QK, V>{}) with the narrowest of the compiled widths that holds both.
+template <class F>
+void for_widths(int qk, int v, F&& function) {
+  if (qk <= 64 && v <= 64) return function(flash::Widths<64, 64>{});
+  if (qk <= 96 && v <= 64) return function(flash::Widths<96, 64>{});
+  if (qk <= 128) return function(flash::Widths<128, 128>{});
+  function(flash::Widths<192, 128>{});
+}
 
 // The driver's encoder, found at run time so that nothing links against libcuda; null where the driver lacks it.
 inline PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
@@ -112,6 +136,7 @@ BackwardArguments backward_arguments(const flash::BackwardArguments<Bf16>& p, in
   a.statistics = a.sums + space.sums;
   a.rope_partials = a.sums + space.sums + space.statistics;
   a.turns = reinterpret_cast<int*>(a.rope_partials + space.partials);
+  a.document_start = p.document_start;
   a.length = p.length;
   a.heads = p.heads;
   a.group = p.group;

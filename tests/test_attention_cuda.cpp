@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/bf16.h"
+#include "core/cuda_state.h"
 #include "core/rng.h"
 #include "core/tensor.h"
 #include "kernels/attention.h"
@@ -28,8 +29,8 @@ constexpr double kGuard = 1024.0;  // exact in every type, and far from any resu
 struct Case {
   std::string name;
   int64_t B, Tq, Tk, H, Hkv, dk, dr, dv;
-  bool documents = false;
-  bool packed = false;  // K and V interleaved per head in one buffer, the rope key behind a latent in another
+  int64_t documents = 0;  // tokens of the longest, or 0: one document a sequence
+  bool packed = false;    // K and V interleaved per head in one buffer, the rope key behind a latent in another
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -135,7 +136,7 @@ std::vector<double> random_values(const std::string& name, int64_t count, DType 
   return decode(encode(values, dtype), dtype);
 }
 
-// Documents of 1 to 40 tokens, others in each sequence.
+// Documents of at least one token, others in each sequence.
 std::vector<int32_t> document_starts(const Case& c) {
   std::vector<int32_t> starts;
   for (int64_t b = 0; b < c.B; ++b) {
@@ -143,7 +144,7 @@ std::vector<int32_t> document_starts(const Case& c) {
     for (int64_t t = 0; t < c.Tk; ++t) {
       if (t == end) {
         begin = t;
-        end = t + 1 + static_cast<int64_t>(40 * uniform(11, static_cast<uint64_t>(t), static_cast<uint64_t>(b)));
+        end = t + 1 + static_cast<int64_t>(c.documents * uniform(11, static_cast<uint64_t>(t), static_cast<uint64_t>(b)));
       }
       if (t >= c.Tk - c.Tq) starts.push_back(static_cast<int32_t>(begin));
     }
@@ -311,6 +312,13 @@ TEST_P(AttentionCuda, FloatMatchesCpu) {
 TEST_P(AttentionCuda, Bf16MatchesCpu) {
   compare(DType::bf16, 1e-2, AttentionPolicy::native);
 }
+// The kernels of every card, where the card's own would run.
+TEST_P(AttentionCuda, PortableMatchesCpu) {
+  Context device{CudaDevice{0}};
+  if (!hopper_accepts(cuda_of(device), Problem(device, GetParam(), DType::bf16, DType::bf16).forward_kernel()))
+    GTEST_SKIP() << "the same as Bf16MatchesCpu";
+  compare(DType::bf16, 1e-2, AttentionPolicy::portable);
+}
 TEST_P(AttentionCuda, CudnnMatchesCpu) {
   Context device{CudaDevice{0}};
   if (!cudnn_accepts(cuda_of(device), Problem(device, GetParam(), DType::bf16, DType::bf16).forward_kernel()))
@@ -324,25 +332,56 @@ const Case kCases[] = {
     {"w64", 1, 257, 257, 2, 2, 64, 0, 64},
     {"w64_grouped", 2, 129, 129, 4, 2, 64, 0, 64},
     {"w96_rope", 2, 33, 33, 3, 3, 64, 32, 64},
-    {"w96_packed", 2, 129, 129, 2, 2, 64, 32, 64, false, true},
-    {"w96_documents", 2, 257, 257, 2, 2, 64, 32, 64, true, true},
-    {"w128_64_rope", 1, 63, 63, 2, 2, 64, 64, 64, false, true},
+    {"w96_packed", 2, 129, 129, 2, 2, 64, 32, 64, 0, true},
+    {"w96_documents", 2, 257, 257, 2, 2, 64, 32, 64, 40, true},
+    {"w128_64_rope", 1, 63, 63, 2, 2, 64, 64, 64, 0, true},
     {"w128", 1, 65, 65, 2, 2, 128, 0, 128},
-    {"w128_grouped_documents", 2, 129, 129, 4, 1, 128, 0, 128, true},
-    {"w192_128_rope", 1, 129, 129, 2, 2, 128, 64, 128, false, true},
+    {"w128_grouped_documents", 2, 129, 129, 4, 1, 128, 0, 128, 40},
+    {"w192_128_rope", 1, 129, 129, 2, 2, 128, 64, 128, 0, true},
     {"w192_128_exact_tiles", 1, 128, 128, 2, 2, 128, 64, 128},
     {"w256", 1, 65, 65, 2, 1, 256, 0, 256},
-    {"w160_144_rope_documents", 2, 129, 129, 2, 2, 96, 64, 144, true, true},
-    {"w32_16_rope_grouped", 2, 33, 33, 4, 2, 16, 16, 16, false, true},
-    {"w80_48", 1, 63, 63, 2, 2, 48, 32, 48, false, true},
-    {"odd_widths", 2, 65, 65, 4, 2, 24, 10, 20, true, true},
-    {"decode_one", 2, 1, 257, 2, 2, 64, 32, 64, false, true},
-    {"decode_grouped_documents", 2, 5, 133, 4, 2, 128, 0, 128, true},
-    {"decode_chunk", 1, 130, 257, 2, 2, 128, 64, 128, false, true},
+    {"w160_144_rope_documents", 2, 129, 129, 2, 2, 96, 64, 144, 40, true},
+    {"w32_16_rope_grouped", 2, 33, 33, 4, 2, 16, 16, 16, 0, true},
+    {"w80_48", 1, 63, 63, 2, 2, 48, 32, 48, 0, true},
+    {"odd_widths", 2, 65, 65, 4, 2, 24, 10, 20, 40, true},
+    {"decode_one", 2, 1, 257, 2, 2, 64, 32, 64, 0, true},
+    {"decode_grouped_documents", 2, 5, 133, 4, 2, 128, 0, 128, 40},
+    {"decode_chunk", 1, 130, 257, 2, 2, 128, 64, 128, 0, true},
+    {"w64_long", 1, 641, 641, 2, 2, 64, 0, 64},
+    {"w64_documents_long", 2, 700, 700, 2, 1, 64, 0, 64, 300},
+    {"w96_grouped_long", 1, 520, 520, 4, 2, 64, 32, 64, 0, true},
+    {"w96_documents_long", 1, 800, 800, 2, 2, 64, 32, 64, 500, true},
+    {"w128_rope_long", 1, 300, 300, 2, 2, 64, 64, 128, 0, true},
+    {"w128_documents_long", 1, 777, 777, 2, 2, 128, 0, 128, 300, true},
+    {"w128_exact_tiles_long", 2, 512, 512, 2, 1, 128, 0, 128},
+    {"w192_long", 1, 450, 450, 2, 2, 128, 64, 128, 0, true},
+    {"w192_wide_rope_documents", 1, 400, 400, 2, 2, 64, 128, 128, 200, true},
+    {"w160_96_long", 1, 260, 260, 2, 1, 160, 0, 96},
+    {"w48_40_long", 1, 200, 200, 2, 1, 48, 0, 40},
+    {"extend", 1, 200, 457, 2, 2, 64, 32, 64, 0, true},
+    {"extend_documents", 1, 300, 555, 2, 1, 128, 0, 128, 200},
 };
 
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionCuda, testing::ValuesIn(kCases),
                          [](const auto& instance) { return instance.param.name; });
+
+TEST(AttentionHopper, TakesTheWidthsOfModelsAndLeavesOthers) {
+  if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  Context device{CudaDevice{0}};
+  CudaContext& cuda = cuda_of(device);
+  if (cuda.state().capability != 90) GTEST_SKIP() << "not a Hopper card";
+  const auto takes = [&](const Case& c) {
+    return hopper_accepts(cuda, Problem(device, c, DType::bf16, DType::bf16).forward_kernel());
+  };
+  EXPECT_TRUE(takes({"", 1, 128, 128, 2, 2, 64, 0, 64}));
+  EXPECT_TRUE(takes({"", 1, 128, 128, 2, 1, 64, 32, 64, 40, true}));
+  EXPECT_TRUE(takes({"", 1, 128, 128, 2, 2, 128, 0, 128}));
+  EXPECT_TRUE(takes({"", 1, 128, 128, 2, 2, 128, 64, 128, 0, true}));
+  EXPECT_FALSE(takes({"decoding", 1, 1, 128, 2, 2, 64, 0, 64}));
+  EXPECT_FALSE(takes({"too wide", 1, 128, 128, 2, 2, 256, 0, 256}));
+  EXPECT_FALSE(takes({"a rope key inside a panel", 1, 128, 128, 2, 2, 32, 32, 64}));
+  EXPECT_FALSE(takes({"rows off 16 bytes", 1, 128, 128, 2, 2, 60, 0, 64}));
+}
 
 TEST(AttentionCudaErrors, RefusesWidthsBeyondItsRegisters) {
   if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";

@@ -27,7 +27,7 @@ void add_attention(CLI::App& bench) {
   command->add_flag("--json", options->json, "print JSON");
   command->add_option(
       "--rows", options->rows,
-      "shapes B,H,T,QK,V; QK is a width, or DK+DR where all heads share DR of it (default: five shapes of the "
+      "shapes B,H,T,QK,V; QK is a width, or DK+DR where all heads share DR of it (default: six shapes of the "
       "124m and 1b models)");
   command->footer("Example: egmla bench attention --rows 16,12,1024,64+32,64 8,16,2048,128,128 --json");
   command->callback([options] {

@@ -37,8 +37,8 @@ AttentionShape parse_attention_shape(const std::string& text) {
 }
 
 std::vector<std::string> default_attention_shapes() {
-  return {"16,12,1024,64+32,64", "8,16,2048,128,128", "8,16,2048,128+64,128", "4,16,4096,128,128",
-          "4,16,4096,128+64,128"};
+  return {"16,12,1024,64,64",     "16,12,1024,64+32,64", "8,16,2048,128,128",
+          "8,16,2048,128+64,128", "4,16,4096,128,128",   "4,16,4096,128+64,128"};
 }
 
 std::unique_ptr<Context> bench_device() {
