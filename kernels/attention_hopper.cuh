@@ -46,6 +46,11 @@ __device__ __forceinline__ uint32_t aligned_shared() {
   return (flash::dynamic_shared() + 1023) & ~1023u;
 }
 
+// One lane of a warp.
+__device__ __forceinline__ bool leads_warp() {
+  return (flash::fresh_thread() & 31) == 0;
+}
+
 // ---- barriers ----
 
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
@@ -102,6 +107,15 @@ struct Ring {
     }
   }
 };
+
+__device__ __forceinline__ void store_shared(uint32_t address, int x) {
+  asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+__device__ __forceinline__ int load_shared(uint32_t address) {
+  int x;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
+}
 
 // ---- copies ----
 

@@ -26,8 +26,7 @@ template <int QK_, int V_, int BM_>
 struct BackwardPlan {
   static constexpr int QK = QK_, V = V_, BM = BM_, BN = 128, kGroups = 2, kStages = 2;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads, kWarps = 4 * kGroups, kSubtiles = BN / BM;
-  // Registers decide whether dP can be summed beside S, and whether dS is kept as dK's operand or read back.
-  static constexpr bool kEager = QK / 2 + V / 2 + BM <= 192 && BM == 64, kScoresFromShared = QK > 128;
+  static constexpr bool kOverlapped = QK % 64 == 0 && QK <= 128;  // dQ runs beside the next step's softmax, where registers allow
   static constexpr uint32_t kK = tile_bytes(BN, QK), kV = tile_bytes(BN, V);
   static constexpr uint32_t kQ = tile_bytes(BM, QK), kOut = tile_bytes(BM, V), kStatistics = 8 * BM;
   static constexpr uint32_t kScores = tile_bytes(BN, BM);  // dS^T: rows are keys
@@ -55,7 +54,8 @@ struct BackwardMemory {
   __device__ __forceinline__ uint32_t q_empty(int slot) const { return barrier(4 + slot); }
   __device__ __forceinline__ uint32_t out_full(int slot) const { return barrier(6 + slot); }
   __device__ __forceinline__ uint32_t out_empty(int slot) const { return barrier(8 + slot); }
-  __device__ __forceinline__ uint32_t ticket() const { return barrier(10); }
+  __device__ __forceinline__ uint32_t scores_full(int slot) const { return barrier(10 + slot); }
+  __device__ __forceinline__ uint32_t ticket() const { return barrier(12); }
 };
 
 struct Step {
@@ -74,7 +74,7 @@ struct Step {
 // that documents part are left out of the steps and of the ranks.
 struct Walk {
   const BackwardArguments& p;
-  int batch, j, n;  // n: the key tile
+  int row, j, n;  // row: b Hkv + the key head; n: the key tile
 
   // False where the tile does not exist.
   __device__ __forceinline__ bool start(bool lower) {
@@ -110,14 +110,50 @@ struct Walk {
   }
   // The first tile of keys that any of these queries sees.
   __device__ __forceinline__ int first_keys(int m) const {
-    return p.document_start ? p.document_start[static_cast<int64_t>(batch) * p.length + m * 128] / 128 : 0;
+    return p.document_start ? p.document_start[static_cast<int64_t>(row / p.key_heads) * p.length + m * 128] / 128 : 0;
+  }
+};
+
+// A tile of BM queries: its index among all, its place in the sequence, and which of the adds to its dQ is due.
+struct QueryTile {
+  int index, place, rank;
+  bool last;
+};
+
+// The walk in tiles of BM queries.
+template <class Plan>
+struct Cursor {
+  int i = -1, sub = Plan::kSubtiles;
+  // False at the end.
+  __device__ __forceinline__ bool next(const Walk& walk, QueryTile& tile) {
+    Step step;
+    if (++sub < Plan::kSubtiles) {
+      walk.at(i, step);
+      if ((step.m * Plan::kSubtiles + sub) * Plan::BM < walk.p.length) return take(walk, step, tile);
+    }
+    sub = 0;
+    const int steps = walk.steps();
+    while (++i < steps) {
+      if (walk.at(i, step)) return take(walk, step, tile);
+    }
+    return false;
+  }
+
+ private:
+  __device__ __forceinline__ bool take(const Walk& walk, const Step& step, QueryTile& tile) const {
+    tile.place = step.m * Plan::kSubtiles + sub;
+    tile.index = (walk.row * walk.p.group + step.head) * walk.p.tiles * Plan::kSubtiles + tile.place;
+    tile.rank = step.rank;
+    tile.last = step.rank == step.last_rank;
+    return true;
   }
 };
 
 // One thread: fills the slots as they become free.
 template <class Plan>
 __device__ __forceinline__ void backward_copies(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                                Walk walk, int key_head) {
+                                                Walk walk) {
+  const int batch = walk.row / p.key_heads, key_head = walk.row % p.key_heads;
   Ring<Plan::kStages> ring;
   uint32_t turn = 0;
   for (int half = 0; half < 2; ++half) {
@@ -129,38 +165,31 @@ __device__ __forceinline__ void backward_copies(const BackwardArguments& p, cons
     for (int i = 0; i < panels(Plan::QK); ++i) {
       const bool own = i < p.own_panels;
       load_panel(memory.k() + i * tile_bytes(Plan::BN, kPanel), own ? p.k : p.k_rope,
-                 kPanel * (own ? i : i - p.own_panels), own ? key_head : 0, walk.n * Plan::BN, walk.batch,
+                 kPanel * (own ? i : i - p.own_panels), own ? key_head : 0, walk.n * Plan::BN, batch,
                  memory.keys_full());
     }
 #pragma unroll
     for (int i = 0; i < panels(Plan::V); ++i)
-      load_panel(memory.v() + i * tile_bytes(Plan::BN, kPanel), p.v, kPanel * i, key_head, walk.n * Plan::BN, walk.batch,
+      load_panel(memory.v() + i * tile_bytes(Plan::BN, kPanel), p.v, kPanel * i, key_head, walk.n * Plan::BN, batch,
                  memory.keys_full());
-    for (int i = 0; i < walk.steps(); ++i) {
-      Step step;
-      if (!walk.at(i, step)) continue;
-      const int head = key_head * p.group + step.head;
-      for (int sub = 0; sub < Plan::kSubtiles; ++sub) {
-        const int tile = step.m * Plan::kSubtiles + sub, query = tile * Plan::BM;
-        if (query >= p.length) break;
-        const float* const statistics =
-            p.statistics + ((static_cast<int64_t>(walk.batch) * p.heads + head) * p.tiles * Plan::kSubtiles + tile) * 2 *
-                               Plan::BM;
-        wait(memory.q_empty(ring.slot), ring.parity ^ 1);
-        arrive_expecting(memory.q_full(ring.slot), Plan::kQ + Plan::kStatistics);
+    Cursor<Plan> cursor;
+    for (QueryTile tile; cursor.next(walk, tile);) {
+      const int head = tile.index / (p.tiles * Plan::kSubtiles) % p.heads, query = tile.place * Plan::BM;
+      wait(memory.q_empty(ring.slot), ring.parity ^ 1);
+      arrive_expecting(memory.q_full(ring.slot), Plan::kQ + Plan::kStatistics);
 #pragma unroll
-        for (int c = 0; c < panels(Plan::QK); ++c)
-          load_panel(memory.q(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.q, kPanel * c, head, query, walk.batch,
-                     memory.q_full(ring.slot));
-        load_bytes(memory.lse(ring.slot), statistics, Plan::kStatistics, memory.q_full(ring.slot));
-        wait(memory.out_empty(ring.slot), ring.parity ^ 1);
-        arrive_expecting(memory.out_full(ring.slot), Plan::kOut);
+      for (int c = 0; c < panels(Plan::QK); ++c)
+        load_panel(memory.q(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.q, kPanel * c, head, query, batch,
+                   memory.q_full(ring.slot));
+      load_bytes(memory.lse(ring.slot), p.statistics + static_cast<int64_t>(tile.index) * 2 * Plan::BM, Plan::kStatistics,
+                 memory.q_full(ring.slot));
+      wait(memory.out_empty(ring.slot), ring.parity ^ 1);
+      arrive_expecting(memory.out_full(ring.slot), Plan::kOut);
 #pragma unroll
-        for (int c = 0; c < panels(Plan::V); ++c)
-          load_panel(memory.out_grad(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.out_grad, kPanel * c, head, query,
-                     walk.batch, memory.out_full(ring.slot));
-        ring.advance();
-      }
+      for (int c = 0; c < panels(Plan::V); ++c)
+        load_panel(memory.out_grad(ring.slot) + c * tile_bytes(Plan::BM, kPanel), p.out_grad, kPanel * c, head, query,
+                   batch, memory.out_full(ring.slot));
+      ring.advance();
     }
   }
 }
@@ -213,16 +242,15 @@ __device__ __forceinline__ void start_weighted(Split<kWidth>& acc, const uint32_
 }
 
 template <int kWidth, int kSteps>
-__device__ __forceinline__ void start_weighted(Split<kWidth>& acc, uint32_t a, uint32_t b) {
-  static_assert(kSteps == 4);  // one panel
+__device__ __forceinline__ void start_weighted(Split<kWidth>& acc, uint32_t a, uint32_t a_panel, uint32_t b) {
   constexpr uint32_t kPanelBytes = tile_bytes(16 * kSteps, kPanel);
   const uint64_t left = describe(a, 0), first = describe(b, kPanelBytes);
   const uint64_t second = describe(b + Split<kWidth>::kFirst / kPanel * kPanelBytes, kPanelBytes);
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    multiply_add<false, true>(acc.first, step(left, i * kColumnStep), step(first, i * kRowStep), true);
+    multiply_add<false, true>(acc.first, step(left, column_offset(i, a_panel)), step(first, i * kRowStep), true);
     if constexpr (Split<kWidth>::kSecond > 0)
-      multiply_add<false, true>(acc.second, step(left, i * kColumnStep), step(second, i * kRowStep), true);
+      multiply_add<false, true>(acc.second, step(left, column_offset(i, a_panel)), step(second, i * kRowStep), true);
   }
 }
 
@@ -235,7 +263,6 @@ struct QueryGradient {
   static constexpr int kValues = (64 + kExtra) / 2;  // a lane's
   static constexpr uint32_t kPanelBytes = tile_bytes(Plan::BN, kPanel);
   static_assert(kByRows ? Plan::QK == 64 + kExtra : Plan::QK == 2 * (64 + kExtra));
-  static constexpr bool kLate = Plan::QK > 128;  // the extra columns follow the others, for want of registers
   float main[32];
   float extra[kExtra ? 16 : 1];
 
@@ -248,12 +275,34 @@ struct QueryGradient {
     return describe(scores + (kByRows ? group * kPanelBytes : 0), kPanelBytes);
   }
   __device__ __forceinline__ void start_main(uint32_t scores, uint32_t keys, int group) {
+    begin_products();
+    queue_main(scores, keys, group);
+    commit_products();
+  }
+  __device__ __forceinline__ void start_extra(uint32_t scores, uint32_t keys, int group) {
+    begin_products();
+    queue_extra(scores, keys, group);
+    commit_products();
+  }
+  __device__ __forceinline__ void start(uint32_t scores, uint32_t keys, int group) {
+    begin_products();
+    queue_main(scores, keys, group);
+    if constexpr (kExtra > 0) queue_extra(scores, keys, group);
+    commit_products();
+  }
+  __device__ __forceinline__ void pin_all() {
+    pin(main);
+    if constexpr (kExtra > 0) pin(extra);
+  }
+
+ private:
+  __device__ __forceinline__ void queue_main(uint32_t scores, uint32_t keys, int group) {
     const uint64_t a = left(scores, group), b = describe(keys + main_panel(group) * kPanelBytes, kPanelBytes);
 #pragma unroll
     for (int i = 0; i < Plan::BN / 16; ++i)
       multiply_add<true, true>(main, step(a, i * kRowStep), step(b, i * kRowStep), i > 0);
   }
-  __device__ __forceinline__ void start_extra(uint32_t scores, uint32_t keys, int group) {
+  __device__ __forceinline__ void queue_extra(uint32_t scores, uint32_t keys, int group) {
     const uint64_t a = left(scores, group), b = describe(keys + kPanelBytes + (kByRows ? 0 : 64 * group), kPanelBytes);
 #pragma unroll
     for (int i = 0; i < Plan::BN / 16; ++i)
@@ -276,26 +325,20 @@ __device__ __forceinline__ void await_turn(const int* place, int rank) {
   __syncwarp();
 }
 __device__ __forceinline__ void pass_turn(int* place) {
-  __threadfence();
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
   __syncwarp();
-  if ((flash::fresh_thread() & 31) == 0) asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
+  if (leads_warp()) asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
 }
 
-// A tile of BM queries: its place in the sequence, its index among all, and which of its adds is due.
-struct QueryTile {
-  int place, index, rank;
-  bool last;
-};
-
 template <class Plan>
-__device__ __forceinline__ int turn_index(const QueryTile& tile) {
-  return tile.index * Plan::kWarps + flash::fresh_thread() / 32 - 4;
+__device__ __forceinline__ int turn_index(int tile) {
+  return tile * Plan::kWarps + flash::fresh_thread() / 32 - 4;
 }
 
 // Adds a part of this step's dQ, columns from `column` on, in its turn; the last add writes the result.
 template <class Plan, int N>
-__device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, float (&dq)[N], const QueryTile& tile,
-                                                   int group, int first_value, int column) {
+__device__ __forceinline__ void add_part(const BackwardArguments& p, float (&dq)[N], const QueryTile& tile, int group,
+                                         int first_value, int column) {
   float4* const sums =
       reinterpret_cast<float4*>(p.sums) + (flash::fresh_thread() & (kGroupThreads - 1)) +
       ((static_cast<int64_t>(tile.index) * Plan::kGroups + group) * QueryGradient<Plan>::kValues + first_value) *
@@ -326,6 +369,14 @@ __device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, f
   const int row = tile.index / (p.tiles * Plan::kSubtiles);
   store_rows(p.q_grad.at(row / p.heads, row % p.heads), p.q_grad.row, p.q_grad.width, column, dq, factor,
              tile.place * Plan::BM + (QueryGradient<Plan>::kByRows ? 64 * group : 0), p.length);
+}
+
+template <class Plan>
+__device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, QueryGradient<Plan>& dq,
+                                                   const QueryTile& tile, int group) {
+  using Gradient = QueryGradient<Plan>;
+  add_part<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
+  if constexpr (Gradient::kExtra > 0) add_part<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
 }
 
 // Keys after their query: `behind` is the first key's position less the first query's; rows are keys.
@@ -415,14 +466,15 @@ __device__ __forceinline__ void store_partials(float* target, int width, int col
 
 template <class Plan>
 __device__ __forceinline__ void store_key_gradients(const BackwardArguments& p, const Split<Plan::QK>& dk,
-                                                    const Split<Plan::V>& dv, int batch, int key_head, int key) {
+                                                    const Split<Plan::V>& dv, int row, int key) {
+  const int batch = row / p.key_heads, key_head = row % p.key_heads;
   const float scale[2] = {p.scale, p.scale}, one[2] = {1.0f, 1.0f};
   store_rows(p.v_grad.at(batch, key_head), p.v_grad.row, p.v_grad.width, 0, dv.first, one, key, p.length);
   static_assert(Split<Plan::V>::kSecond == 0);
   constexpr int kFirst = Split<Plan::QK>::kFirst;
   Bf16* const target = p.k_grad.at(batch, key_head);
   float* const partials =
-      p.rope_partials + (static_cast<int64_t>(batch) * p.key_heads + key_head) * p.length * p.rope_width;
+      p.rope_partials + static_cast<int64_t>(row) * p.length * p.rope_width;
   const int own = kPanel * p.own_panels;
   if (p.rope_width == 0 || own >= kFirst) {
     store_rows(target, p.k_grad.row, p.k_grad.width, 0, dk.first, scale, key, p.length);
@@ -446,128 +498,210 @@ __device__ __forceinline__ void store_key_gradients(const BackwardArguments& p, 
   }
 }
 
-constexpr int kScoresBarrier = 1;  // named: dS of both warpgroups is in shared memory
-
-// One step: BM queries against this warpgroup's 64 keys, and its share of dQ.
+// Starts S^T = K Q^T or dP^T = V dO^T of the tile of queries in a slot.
 template <class Plan>
-__device__ __forceinline__ void backward_step(const BackwardArguments& p, uint32_t base,
-                                              const Ring<Plan::kStages>& ring, const QueryTile& tile, int n, int group,
-                                              Split<Plan::QK>& dk, Split<Plan::V>& dv, int& turn) {
-  constexpr int BM = Plan::BM;
-  const BackwardMemory<Plan> memory{base};
-  constexpr uint32_t kKeyPanel = tile_bytes(Plan::BN, kPanel), kQueryPanel = tile_bytes(BM, kPanel);
-    const uint32_t own_rows = static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
-  const uint32_t q = memory.q(ring.slot), out_grad = memory.out_grad(ring.slot), scores = memory.scores(ring.slot);
-  const int behind = n * Plan::BN + 64 * group - tile.place * BM;
-  float s[BM / 2], dp[BM / 2];
-  uint32_t operand[BM / 16][4];
-
-  wait(memory.q_full(ring.slot), ring.parity);
+__device__ __forceinline__ void start_scores(float (&s)[Plan::BM / 2], const BackwardMemory<Plan>& memory, int slot,
+                                             int group) {
   begin_products();
-  start_transposed<Plan::QK>(s, memory.k() + own_rows, kKeyPanel, q, kQueryPanel);
+  start_transposed<Plan::QK>(s, memory.k() + group * tile_bytes(64, kPanel), tile_bytes(Plan::BN, kPanel),
+                             memory.q(slot), tile_bytes(Plan::BM, kPanel));
   commit_products();
-  if constexpr (Plan::kEager) {
-    wait(memory.out_full(ring.slot), ring.parity);
-    begin_products();
-    start_transposed<Plan::V>(dp, memory.v() + own_rows, kKeyPanel, out_grad, kQueryPanel);
-    commit_products();
-  }
-  if (turn >= 0) pass_turn(p.turns + turn);
-  wait_products<Plan::kEager ? 1 : 0>();
-  pin(s);
-  if (behind + 63 > 0) mask_past(s, behind);
+}
+template <class Plan>
+__device__ __forceinline__ void start_probability_gradients(float (&dp)[Plan::BM / 2],
+                                                            const BackwardMemory<Plan>& memory, int slot, int group) {
+  begin_products();
+  start_transposed<Plan::V>(dp, memory.v() + group * tile_bytes(64, kPanel), tile_bytes(Plan::BN, kPanel),
+                            memory.out_grad(slot), tile_bytes(Plan::BM, kPanel));
+  commit_products();
+}
+
+// S^T becomes P^T, rounded.
+template <class Plan>
+__device__ __forceinline__ void finish_scores(const BackwardArguments& p, float (&s)[Plan::BM / 2], uint32_t lse,
+                                              const QueryTile& tile, int key, uint32_t (&operand)[Plan::BM / 16][4]) {
+  const int query = tile.place * Plan::BM;
+  if (key + 63 > query) mask_past(s, key - query);
   if (p.document_start) {
-    const int row = tile.index / (p.tiles * Plan::kSubtiles), query = tile.place * BM;
+    const int row = tile.index / (p.tiles * Plan::kSubtiles);
     const int* const starts = p.document_start + static_cast<int64_t>(row / p.heads) * p.length;
-    if (starts[min(query + BM, p.length) - 1] > n * Plan::BN)
-      mask_earlier(s, starts, query, p.length - 1, query + behind);
+    if (starts[min(query + Plan::BM, p.length) - 1] > key) mask_earlier(s, starts, query, p.length - 1, key);
   }
-  probabilities(s, memory.lse(ring.slot), p.scale * 1.44269504088896341f);
+  probabilities(s, lse, p.scale * 1.44269504088896341f);
   to_operand(operand, s);
-  if constexpr (!Plan::kEager) {
-    wait(memory.out_full(ring.slot), ring.parity);
-    begin_products();
-    start_transposed<Plan::V>(dp, memory.v() + own_rows, kKeyPanel, out_grad, kQueryPanel);
-    commit_products();
+}
+
+// dS^T, rounded, goes to shared memory and is announced; then dK's product starts.
+template <class Plan>
+__device__ __forceinline__ void finish_score_gradients(float (&dp)[Plan::BM / 2],
+                                                       const uint32_t (&operand)[Plan::BM / 16][4],
+                                                       const BackwardMemory<Plan>& memory, int slot, int group,
+                                                       Split<Plan::QK>& dk) {
+  score_gradients(dp, operand, memory.delta(slot));
+  uint32_t ds[Plan::BM / 16][4];
+  to_operand(ds, dp);
+  store_scores<Plan>(memory.scores(slot), ds, group);
+  publish_shared();
+  sync_named(1 + group, kGroupThreads);
+  if (leads_warp()) arrive(memory.scores_full(slot));
+  begin_products();
+  start_weighted<Plan::QK, Plan::BM / 16>(dk, memory.scores(slot) + group * tile_bytes(64, kPanel),
+                                          tile_bytes(Plan::BN, kPanel), memory.q(slot));
+  commit_products();
+}
+
+// What a product warpgroup keeps from step to step.
+template <class Plan>
+struct BackwardState {
+  Split<Plan::QK> dk;
+  Split<Plan::V> dv;
+  uint32_t steps = 0;    // done; they take the slots in turn
+  int pending = -1;      // index of the tile whose dQ is still to come, or -1: none
+  int pending_rank = 0;  // of its add
+  bool pending_last = false;
+  __device__ __forceinline__ QueryTile pending_tile(const BackwardArguments& p) const {
+    return {pending, pending % (p.tiles * Plan::kSubtiles), pending_rank, pending_last};
   }
+  __device__ __forceinline__ void set_pending(const QueryTile& tile) {
+    pending = tile.index;
+    pending_rank = tile.rank;
+    pending_last = tile.last;
+  }
+};
+
+// One step of BM queries against this warpgroup's 64 keys from `key` on, in which dQ of the step before is summed. The
+// tensor cores always have something to do: that dQ during softmax, dP and dV during its adds, dV during dS.
+template <class Plan>
+__device__ __forceinline__ void overlapped_step(const BackwardArguments& p, const BackwardMemory<Plan> memory,
+                                                const QueryTile& tile, int key, int group,
+                                                BackwardState<Plan>& state) {
+  static_assert(Plan::kStages == 2);
+  const int slot = state.steps & 1, before = slot ^ 1;
+  const uint32_t parity = state.steps >> 1 & 1;
+  const bool pending = state.pending >= 0;
+  float s[Plan::BM / 2], dp[Plan::BM / 2];
+  uint32_t operand[Plan::BM / 16][4];
+  QueryGradient<Plan> dq;
+  wait(memory.q_full(slot), parity);
+  start_scores<Plan>(s, memory, slot, group);
+  if (pending) wait(memory.scores_full(before), (state.steps - 1) >> 1 & 1);
+  dq.start(memory.scores(before), memory.k(), group);  // at first of whatever is there, for nothing
+  wait_products<1>();
+  pin(s);
+  finish_scores<Plan>(p, s, memory.lse(slot), tile, key, operand);
+  wait(memory.out_full(slot), parity);
+  start_probability_gradients<Plan>(dp, memory, slot, group);
   pin(operand);
   begin_products();
-  start_weighted<Plan::V>(dv, operand, out_grad);
+  start_weighted<Plan::V>(state.dv, operand, memory.out_grad(slot));
   commit_products();
+  if (pending) await_turn(p.turns + turn_index<Plan>(state.pending), state.pending_rank);
+  wait_products<2>();
+  dq.pin_all();
+  if (pending) add_query_gradient<Plan>(p, dq, state.pending_tile(p), group);
   wait_products<1>();
   pin(dp);
-  score_gradients(dp, operand, memory.delta(ring.slot));
-  uint32_t ds[BM / 16][4];
-  to_operand(ds, dp);
-  store_scores<Plan>(scores, ds, group);
-  publish_shared();
-  sync_named(kScoresBarrier, Plan::kGroups * kGroupThreads);
-  using Gradient = QueryGradient<Plan>;
-  Gradient dq;
-  begin_products();
-  dq.start_main(scores, memory.k(), group);
-  if constexpr (Gradient::kExtra > 0 && !Gradient::kLate) dq.start_extra(scores, memory.k(), group);
-  commit_products();
-  begin_products();
-  if constexpr (Plan::kScoresFromShared) {
-    start_weighted<Plan::QK, BM / 16>(dk, scores + own_rows, q);
-  } else {
-    pin(ds);
-    start_weighted<Plan::QK>(dk, ds, q);
-  }
-  commit_products();
-  await_turn(p.turns + turn_index<Plan>(tile), tile.rank);
-  wait_products<1>();
-  pin(dq.main);
-  pin(dv);
-  if ((flash::fresh_thread() & 31) == 0) arrive(memory.out_empty(ring.slot));
-  add_query_gradient<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
-  if constexpr (Gradient::kExtra > 0) {
-    if constexpr (Gradient::kLate) {
-      begin_products();
-      dq.start_extra(scores, memory.k(), group);
-      commit_products();
-      wait_products<0>();
-    }
-    pin(dq.extra);
-    add_query_gradient<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
-  }
-  turn = tile.last ? -1 : turn_index<Plan>(tile);
+  finish_score_gradients<Plan>(dp, operand, memory, slot, group, state.dk);
+  if (pending && !state.pending_last) pass_turn(p.turns + turn_index<Plan>(state.pending));
   wait_products<0>();
-  pin(dk);
-  if ((flash::fresh_thread() & 31) == 0) arrive(memory.q_empty(ring.slot));
+  pin(state.dk);
+  pin(state.dv);
+  if (leads_warp()) {
+    arrive(memory.out_empty(slot));
+    arrive(memory.q_empty(slot));
+  }
+  state.set_pending(tile);
+  ++state.steps;
+}
+
+// dQ of the last step of a tile of keys.
+template <class Plan>
+__device__ __forceinline__ void finish_steps(const BackwardArguments& p, const BackwardMemory<Plan> memory, int group,
+                                             BackwardState<Plan>& state) {
+  const int slot = (state.steps - 1) & 1;
+  QueryGradient<Plan> dq;
+  wait(memory.scores_full(slot), (state.steps - 1) >> 1 & 1);
+  dq.start(memory.scores(slot), memory.k(), group);
+  await_turn(p.turns + turn_index<Plan>(state.pending), state.pending_rank);
+  wait_products<0>();
+  dq.pin_all();
+  add_query_gradient<Plan>(p, dq, state.pending_tile(p), group);
+  if (!state.pending_last) pass_turn(p.turns + turn_index<Plan>(state.pending));
+}
+
+// One step that keeps fewer sums at a time: dQ follows dS at once, and its turn is passed on in the next step.
+template <class Plan>
+__device__ __forceinline__ void plain_step(const BackwardArguments& p, const BackwardMemory<Plan> memory,
+                                           const QueryTile& tile, int key, int group, BackwardState<Plan>& state) {
+  const int slot = state.steps & 1;
+  const uint32_t parity = state.steps >> 1 & 1;
+  float s[Plan::BM / 2], dp[Plan::BM / 2];
+  uint32_t operand[Plan::BM / 16][4];
+  wait(memory.q_full(slot), parity);
+  start_scores<Plan>(s, memory, slot, group);
+  wait_products<0>();
+  pin(s);
+  finish_scores<Plan>(p, s, memory.lse(slot), tile, key, operand);
+  wait(memory.out_full(slot), parity);
+  start_probability_gradients<Plan>(dp, memory, slot, group);
+  pin(operand);
+  begin_products();
+  start_weighted<Plan::V>(state.dv, operand, memory.out_grad(slot));
+  commit_products();
+  if (state.pending >= 0 && !state.pending_last) pass_turn(p.turns + turn_index<Plan>(state.pending));
+  wait_products<1>();
+  pin(dp);
+  finish_score_gradients<Plan>(dp, operand, memory, slot, group, state.dk);
+  QueryGradient<Plan> dq;
+  wait(memory.scores_full(slot), parity);
+  dq.start_main(memory.scores(slot), memory.k(), group);
+  await_turn(p.turns + turn_index<Plan>(tile.index), tile.rank);
+  wait_products<1>();
+  pin(state.dk);
+  pin(state.dv);
+  if (leads_warp()) {
+    arrive(memory.out_empty(slot));
+    arrive(memory.q_empty(slot));
+  }
+  wait_products<0>();
+  pin(dq.main);
+  add_part<Plan>(p, dq.main, tile, group, 0, kPanel * QueryGradient<Plan>::main_panel(group));
+  dq.start_extra(memory.scores(slot), memory.k(), group);
+  wait_products<0>();
+  pin(dq.extra);
+  add_part<Plan>(p, dq.extra, tile, group, 32, QueryGradient<Plan>::extra_column(group));
+  state.set_pending(tile);
+  ++state.steps;
 }
 
 template <class Plan>
 __device__ __forceinline__ void backward_products(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                                  Walk walk, int key_head, int group) {
-  Ring<Plan::kStages> ring;
-  uint32_t loaded = 0;
-  int turn = -1;
+                                                  Walk walk, int group) {
+  BackwardState<Plan> state;
   for (int half = 0; half < 2; ++half) {
+    const bool second = walk.n < p.tiles && half == 1;  // the other tile of keys was loaded before this one
     if (!walk.start(half == 1)) continue;
-    Split<Plan::QK> dk;
-    Split<Plan::V> dv;
-    clear(dk);
-    clear(dv);
-    wait(memory.keys_full(), loaded);
-    loaded ^= 1;
-    for (int i = 0; i < walk.steps(); ++i) {
-      Step step;
-      if (!walk.at(i, step)) continue;
-      const int row = (walk.batch * p.key_heads + key_head) * p.group + step.head;
-      for (int sub = 0; sub < Plan::kSubtiles; ++sub) {
-        const int place = step.m * Plan::kSubtiles + sub;
-        if (place * Plan::BM >= p.length) break;
-        const QueryTile tile{place, row * p.tiles * Plan::kSubtiles + place, step.rank, step.rank == step.last_rank};
-        backward_step<Plan>(p, fresh(memory.base), ring, tile, walk.n, fresh(group), dk, dv, turn);
-        ring.advance();
+    const int key = walk.n * Plan::BN + 64 * group;
+    clear(state.dk);
+    clear(state.dv);
+    state.pending = -1;
+    wait(memory.keys_full(), second);
+    Cursor<Plan> cursor;
+    for (QueryTile tile; cursor.next(walk, tile);) {
+      const BackwardMemory<Plan> here{fresh(memory.base)};
+      if constexpr (Plan::kOverlapped) {
+        overlapped_step<Plan>(p, here, tile, key, fresh(group), state);
+      } else {
+        plain_step<Plan>(p, here, tile, key, fresh(group), state);
       }
     }
-    if (turn >= 0) pass_turn(p.turns + turn);
-    turn = -1;
-    if (threadIdx.x % 32 == 0) arrive(memory.keys_empty());
-    store_key_gradients<Plan>(p, dk, dv, walk.batch, key_head, walk.n * Plan::BN + 64 * group);
+    if constexpr (Plan::kOverlapped) {
+      finish_steps<Plan>(p, memory, group, state);  // every tile of keys meets its own queries at least
+    } else if (!state.pending_last) {
+      pass_turn(p.turns + turn_index<Plan>(state.pending));
+    }
+    if (leads_warp()) arrive(memory.keys_empty());
+    store_key_gradients<Plan>(p, state.dk, state.dv, walk.row, key);
   }
 }
 
@@ -581,26 +715,24 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
     for (int slot = 0; slot < Plan::kStages; ++slot) {
       init_barrier(memory.q_full(slot), 1);
       init_barrier(memory.out_full(slot), 1);
+      init_barrier(memory.scores_full(slot), Plan::kWarps);
       init_barrier(memory.q_empty(slot), Plan::kWarps);
       init_barrier(memory.out_empty(slot), Plan::kWarps);
     }
     publish_barriers();
     // Blocks take work in the order in which they start: those that others wait for are always running.
     const int ticket = atomicAdd(p.turns + p.blocks_turn, 1);
-    asm volatile("st.shared.s32 [%0], %1;" ::"r"(memory.ticket()), "r"(ticket) : "memory");
+    store_shared(memory.ticket(), ticket);
   }
   __syncthreads();
-  int ticket;
-  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(ticket) : "r"(memory.ticket()) : "memory");
-  const int row = ticket / p.pairs;
-  const Walk walk{p, row / p.key_heads, ticket % p.pairs, 0};
-  const int key_head = row % p.key_heads;
+  const int ticket = load_shared(memory.ticket());
+  const Walk walk{p, ticket / p.pairs, ticket % p.pairs, 0};
   if (role == 0) {
     give_registers<24>();
-    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk, key_head);
+    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk);
   } else {
     take_registers<240>();
-    backward_products<Plan>(p, memory, walk, key_head, role - 1);
+    backward_products<Plan>(p, memory, walk, role - 1);
   }
 }
 

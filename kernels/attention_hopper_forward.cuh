@@ -12,6 +12,7 @@ struct ForwardArguments {
   CUtensorMap q, k, k_rope, v;  // k_rope: a copy of k where there is none
   flash::Operand<Bf16> out;
   float* lse;                 // [B, H, Tq]
+  int* ticket;                // at zero, and left so
   const int* document_start;  // [B, Tq] or null
   int queries, keys, heads, group, rows_of_heads;  // rows_of_heads: B H
   int own_panels;                                  // of the keys; the following ones come from k_rope
@@ -45,20 +46,23 @@ struct ForwardMemory {
   __device__ __forceinline__ uint32_t k_empty(int slot) const { return barrier(4 + slot); }
   __device__ __forceinline__ uint32_t v_full(int slot) const { return barrier(6 + slot); }
   __device__ __forceinline__ uint32_t v_empty(int slot) const { return barrier(8 + slot); }
+  __device__ __forceinline__ uint32_t index() const { return barrier(10); }
 };
 
-// The tiles of this block, in order: section by section, in each the longest rows first and back and forth over the
-// blocks, so that all finish together.
+// Tiles are numbered section by section, in each the longest rows first; blocks draw them in this order.
 struct ForwardTile {
   int m0, head, batch, n_first, n_last;
 };
 
 template <class Plan>
-__device__ __forceinline__ bool forward_tile(const ForwardArguments& p, int round, ForwardTile& tile) {
-  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+__device__ __forceinline__ int forward_tiles(const ForwardArguments& p) {
+  return (p.queries + Plan::BM - 1) / Plan::BM * p.rows_of_heads;
+}
+
+template <class Plan>
+__device__ __forceinline__ ForwardTile forward_tile(const ForwardArguments& p, int index) {
+  ForwardTile tile;
   const int rows = (p.queries + Plan::BM - 1) / Plan::BM;
-  const int index = round * blocks + (round % 2 ? blocks - 1 - block : block);
-  if (index >= rows * p.rows_of_heads) return false;
   const int section = index / (p.section * rows), first = section * p.section;
   const int heads = min(p.section, p.rows_of_heads - first), place = index - first * rows;
   const int row = first + place % heads;
@@ -69,17 +73,19 @@ __device__ __forceinline__ bool forward_tile(const ForwardArguments& p, int roun
   tile.n_last = (last + p.keys - p.queries) / Plan::BN;
   tile.n_first =
       p.document_start ? p.document_start[static_cast<int64_t>(tile.batch) * p.queries + tile.m0] / Plan::BN : 0;
-  return true;
+  return tile;
 }
 
-// One thread: fills the slots as they become free.
+// One thread: draws tiles and fills the slots as they become free. A tile's number goes to the others with its queries.
 template <class Plan>
 __device__ __forceinline__ void forward_copies(const ForwardArguments& p, const ForwardMemory<Plan> memory) {
   Ring<Plan::kStages> ring;
-  ForwardTile tile;
-  for (int round = 0;; ++round) {
-    if (round * static_cast<int>(gridDim.x) >= (p.queries + Plan::BM - 1) / Plan::BM * p.rows_of_heads) return;
-    if (!forward_tile<Plan>(p, round, tile)) continue;
+  const int tiles = forward_tiles<Plan>(p);
+  uint32_t round = 0;
+  for (int index = static_cast<int>(blockIdx.x), next; index < tiles; index = next, round ^= 1) {
+    const int drawn = atomicAdd(p.ticket, 1);  // long before it is needed
+    next = drawn + static_cast<int>(gridDim.x);
+    const ForwardTile tile = forward_tile<Plan>(p, index);
     const int key_head = tile.head / p.group;
     for (int n = tile.n_last; n >= tile.n_first; --n) {
       wait(memory.k_empty(ring.slot), ring.parity ^ 1);
@@ -92,7 +98,8 @@ __device__ __forceinline__ void forward_copies(const ForwardArguments& p, const 
                    n * Plan::BN, tile.batch, memory.k_full(ring.slot));
       }
       if (n == tile.n_last) {
-        wait(memory.q_empty(), (round & 1) ^ 1);
+        wait(memory.q_empty(), round ^ 1);
+        store_shared(memory.index(), index);
         arrive_expecting(memory.q_full(), Plan::kQ);
 #pragma unroll
         for (int i = 0; i < panels(Plan::QK); ++i)
@@ -107,7 +114,11 @@ __device__ __forceinline__ void forward_copies(const ForwardArguments& p, const 
                    tile.batch, memory.v_full(ring.slot));
       ring.advance();
     }
+    if (drawn == tiles - 1) *p.ticket = 0;  // the last draw of all
   }
+  wait(memory.q_empty(), round ^ 1);
+  store_shared(memory.index(), tiles);
+  arrive(memory.q_full());
 }
 
 // Starts scores = Q K^T for this warpgroup's 64 queries.
@@ -225,11 +236,12 @@ __device__ __forceinline__ void forward_products(const ForwardArguments& p, cons
   const uint32_t q = memory.q() + static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
   const Turns<Plan> turns{group};
   Ring<Plan::kStages> ring;
-  ForwardTile tile;
   if (group == Plan::kGroups - 1) turns.pass();
-  for (int round = 0; round * static_cast<int>(gridDim.x) < (p.queries + Plan::BM - 1) / Plan::BM * p.rows_of_heads;
-       ++round) {
-    if (!forward_tile<Plan>(p, round, tile)) continue;
+  for (uint32_t round = 0;; round ^= 1) {
+    wait(memory.q_full(), round);
+    const int index = load_shared(memory.index());
+    if (index == forward_tiles<Plan>(p)) break;
+    const ForwardTile tile = forward_tile<Plan>(p, index);
     const int row = tile.m0 + 64 * group;
     const int* const starts = p.document_start ? p.document_start + static_cast<int64_t>(tile.batch) * p.queries : nullptr;
     const int last_start = starts ? starts[min(tile.m0 + Plan::BM, p.queries) - 1] : 0;
@@ -240,7 +252,6 @@ __device__ __forceinline__ void forward_products(const ForwardArguments& p, cons
       if (n * BN < last_start) mask_documents(s, starts, row, p.queries - 1, n * BN);
     };
     wait(memory.k_full(ring.slot), ring.parity);
-    wait(memory.q_full(), round & 1);
     turns.take();
     begin_products();
     start_scores<Plan>(s, q, memory.k(ring.slot));
@@ -313,10 +324,10 @@ __device__ __forceinline__ void forward_block(const ForwardArguments& p) {
   }
   __syncthreads();
   if (role == 0) {
-    give_registers<Plan::kGroups == 2 ? 24 : 32>();
+    give_registers<Plan::kGroups == 2 ? 40 : 32>();
     if (threadIdx.x == 0) forward_copies<Plan>(p, memory);
   } else {
-    take_registers<Plan::kGroups == 2 ? 240 : 160>();
+    take_registers<Plan::kGroups == 2 ? 232 : 160>();
     forward_products<Plan>(p, memory, role - 1);
   }
 }

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/attention_hopper_backward.cuh"
 #include "kernels/attention_hopper_forward.cuh"
@@ -70,7 +71,7 @@ inline CUtensorMap panel_map(const flash::Operand<Bf16>& x, int batch, int lengt
 }
 
 template <class Plan>
-ForwardArguments forward_arguments(const flash::ForwardArguments<Bf16>& p, int batch) {
+ForwardArguments forward_arguments(const flash::ForwardArguments<Bf16>& p, int batch, int* ticket) {
   const int key_heads = p.heads / p.group;
   const int64_t bytes = int64_t{p.keys} * 2 * (p.k.width + p.v.width) / p.group;
   ForwardArguments a{};
@@ -80,6 +81,7 @@ ForwardArguments forward_arguments(const flash::ForwardArguments<Bf16>& p, int b
   a.v = panel_map(p.v, batch, p.keys, key_heads, Plan::BN);
   a.out = p.out;
   a.lse = p.lse;
+  a.ticket = ticket;
   a.document_start = p.document_start;
   a.queries = p.queries;
   a.keys = p.keys;
@@ -87,7 +89,7 @@ ForwardArguments forward_arguments(const flash::ForwardArguments<Bf16>& p, int b
   a.group = p.group;
   a.rows_of_heads = batch * p.heads;
   a.own_panels = p.k_rope.data ? p.k.width / kPanel : panels(Plan::QK);
-  a.section = static_cast<int>(std::clamp<int64_t>(kCachedBytes / bytes, 1, a.rows_of_heads));
+  a.section = static_cast<int>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(kCachedBytes / bytes, 1))));
   a.scale = p.scale;
   return a;
 }
