@@ -111,6 +111,12 @@ struct Ring {
 __device__ __forceinline__ void store_shared(uint32_t address, int x) {
   asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
+__device__ __forceinline__ void store_shared(uint32_t address, float x, float y, float z, float w) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+}
+__device__ __forceinline__ void store_shared(uint32_t address, int x, int y, int z, int w) {
+  asm volatile("st.shared.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
 __device__ __forceinline__ int load_shared(uint32_t address) {
   int x;
   asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
@@ -138,6 +144,31 @@ __device__ __forceinline__ void load_bytes(uint32_t target, const void* source, 
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
                "l"(source), "r"(bytes), "r"(barrier)
                : "memory");
+}
+
+// From shared memory to device memory: stored, or added as f32.
+__device__ __forceinline__ void store_bytes(void* target, uint32_t source, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target), "r"(source), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void add_bytes(void* target, uint32_t source, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(target), "r"(source),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until the source may be overwritten; until the target is written.
+__device__ __forceinline__ void wait_copies_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ __forceinline__ void wait_copies_done() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+// Orders copies of this thread after what it has seen, and what it does next after its copies.
+__device__ __forceinline__ void publish_all() {
+  asm volatile("fence.proxy.async;" ::: "memory");
 }
 
 // What this thread wrote to shared memory becomes visible to products and copies; a barrier must follow.

@@ -14,7 +14,7 @@ struct BackwardArguments {
   float* rope_partials;     // [B, Hkv, T, rope_width], summed over the key heads afterwards
   float* statistics;        // [B, H, tiles of BM queries, 2, BM]: lse / ln 2, then delta
   float* sums;              // [B, H, tiles of BM queries, BM QK] in the order of registers
-  int* turns;               // [B, H, tiles of BM queries, warps]: adds done so far; then the next free block
+  int* turns;               // [B, H, tiles of BM queries, 2]: adds done by each warpgroup; then the next free block
   const int* document_start;  // [B, T] or null
   int length, heads, group, key_heads, own_panels, rope_width;
   int tiles, pairs;  // of keys: ceil(T / 128) and half of that, rounded up
@@ -26,11 +26,14 @@ template <int QK_, int V_, int BM_>
 struct BackwardPlan {
   static constexpr int QK = QK_, V = V_, BM = BM_, BN = 128, kGroups = 2, kStages = 2;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads, kWarps = 4 * kGroups, kSubtiles = BN / BM;
-  static constexpr bool kOverlapped = QK % 64 == 0 && QK <= 128;  // dQ runs beside the next step's softmax, where registers allow
+  static constexpr bool kOverlapped = QK % 64 == 0 && QK <= 128;  // dQ runs beside the next softmax: registers allow it
+  static constexpr int kScoreSlots = kOverlapped ? 2 : 1;
   static constexpr uint32_t kK = tile_bytes(BN, QK), kV = tile_bytes(BN, V);
   static constexpr uint32_t kQ = tile_bytes(BM, QK), kOut = tile_bytes(BM, V), kStatistics = 8 * BM;
   static constexpr uint32_t kScores = tile_bytes(BN, BM);  // dS^T: rows are keys
-  static constexpr uint32_t kShared = 1024 + kK + kV + kStages * (kQ + kOut + kScores + kStatistics) + 128;
+  static constexpr uint32_t kSums = BM * QK * 4 / kGroups;  // dQ of a warpgroup, on its way to memory
+  static constexpr uint32_t kShared =
+      kK + kV + kStages * (kQ + kOut + kStatistics) + kScoreSlots * kScores + kGroups * kSums + 208;
 };
 
 template <class Plan>
@@ -38,13 +41,15 @@ struct BackwardMemory {
   uint32_t base;
   static constexpr uint32_t kQPlace = Plan::kK + Plan::kV, kOutPlace = kQPlace + Plan::kStages * Plan::kQ,
                             kScorePlace = kOutPlace + Plan::kStages * Plan::kOut,
-                            kStatisticPlace = kScorePlace + Plan::kStages * Plan::kScores,
+                            kSumPlace = kScorePlace + Plan::kScoreSlots * Plan::kScores,
+                            kStatisticPlace = kSumPlace + Plan::kGroups * Plan::kSums,
                             kBarrierPlace = kStatisticPlace + Plan::kStages * Plan::kStatistics;
   __device__ __forceinline__ uint32_t k() const { return base; }
   __device__ __forceinline__ uint32_t v() const { return base + Plan::kK; }
   __device__ __forceinline__ uint32_t q(int slot) const { return base + kQPlace + slot * Plan::kQ; }
   __device__ __forceinline__ uint32_t out_grad(int slot) const { return base + kOutPlace + slot * Plan::kOut; }
   __device__ __forceinline__ uint32_t scores(int slot) const { return base + kScorePlace + slot * Plan::kScores; }
+  __device__ __forceinline__ uint32_t sums(int group) const { return base + kSumPlace + group * Plan::kSums; }
   __device__ __forceinline__ uint32_t lse(int slot) const { return base + kStatisticPlace + slot * Plan::kStatistics; }
   __device__ __forceinline__ uint32_t delta(int slot) const { return lse(slot) + 4 * Plan::BM; }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + kBarrierPlace + 8 * i; }
@@ -55,7 +60,14 @@ struct BackwardMemory {
   __device__ __forceinline__ uint32_t out_full(int slot) const { return barrier(6 + slot); }
   __device__ __forceinline__ uint32_t out_empty(int slot) const { return barrier(8 + slot); }
   __device__ __forceinline__ uint32_t scores_full(int slot) const { return barrier(10 + slot); }
-  __device__ __forceinline__ uint32_t ticket() const { return barrier(12); }
+  __device__ __forceinline__ uint32_t scores_empty() const { return barrier(12); }
+  __device__ __forceinline__ uint32_t sums_full(int group) const { return barrier(13 + group); }
+  __device__ __forceinline__ uint32_t sums_empty(int group) const { return barrier(15 + group); }
+  // What the copying thread tells the warpgroups, and those the adding threads.
+  __device__ __forceinline__ uint32_t ticket() const { return barrier(17); }
+  __device__ __forceinline__ uint32_t tile(int slot) const { return barrier(18 + 2 * slot); }
+  __device__ __forceinline__ uint32_t key_tile() const { return barrier(22); }
+  __device__ __forceinline__ uint32_t add(int group) const { return barrier(23 + group); }
 };
 
 struct Step {
@@ -119,6 +131,7 @@ struct QueryTile {
   int index, place, rank;
   bool last;
 };
+enum TileFlags : int { kLastAdd = 1, kLastOfKeys = 2 };
 
 // The walk in tiles of BM queries.
 template <class Plan>
@@ -160,6 +173,7 @@ __device__ __forceinline__ void backward_copies(const BackwardArguments& p, cons
     if (!walk.start(half == 1)) continue;
     wait(memory.keys_empty(), turn ^ 1);
     turn ^= 1;
+    store_shared(memory.key_tile(), walk.n);
     arrive_expecting(memory.keys_full(), Plan::kK + Plan::kV);
 #pragma unroll
     for (int i = 0; i < panels(Plan::QK); ++i) {
@@ -173,9 +187,13 @@ __device__ __forceinline__ void backward_copies(const BackwardArguments& p, cons
       load_panel(memory.v() + i * tile_bytes(Plan::BN, kPanel), p.v, kPanel * i, key_head, walk.n * Plan::BN, batch,
                  memory.keys_full());
     Cursor<Plan> cursor;
-    for (QueryTile tile; cursor.next(walk, tile);) {
+    QueryTile tile, next;
+    for (bool more = cursor.next(walk, tile); more; tile = next) {
+      more = cursor.next(walk, next);
       const int head = tile.index / (p.tiles * Plan::kSubtiles) % p.heads, query = tile.place * Plan::BM;
       wait(memory.q_empty(ring.slot), ring.parity ^ 1);
+      store_shared(memory.tile(ring.slot), tile.index, tile.place, tile.rank,
+                   (tile.last ? kLastAdd : 0) | (more ? 0 : kLastOfKeys));
       arrive_expecting(memory.q_full(ring.slot), Plan::kQ + Plan::kStatistics);
 #pragma unroll
       for (int c = 0; c < panels(Plan::QK); ++c)
@@ -192,6 +210,9 @@ __device__ __forceinline__ void backward_copies(const BackwardArguments& p, cons
       ring.advance();
     }
   }
+  wait(memory.keys_empty(), turn ^ 1);
+  store_shared(memory.key_tile(), -1);
+  arrive(memory.keys_full());
 }
 
 // ---- the steps of a product warpgroup ----
@@ -310,51 +331,68 @@ struct QueryGradient {
   }
 };
 
-__device__ __forceinline__ void add_in_place(float4* target, float x, float y, float z, float w) {
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(x), "f"(y), "f"(z), "f"(w)
-               : "memory");
-}
-
-// A warp's turns at the sums of a tile of queries: `place` counts the adds that were done.
-__device__ __forceinline__ void await_turn(const int* place, int rank) {
-  if (rank == 0) return;
+// Until `rank` adds to a tile's sums are done.
+__device__ __forceinline__ void await_turn(const int* turn, int rank) {
   int done;
   do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(place) : "memory");
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(turn) : "memory");
   } while (done < rank);
-  __syncwarp();
-}
-__device__ __forceinline__ void pass_turn(int* place) {
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-  __syncwarp();
-  if (leads_warp()) asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
 }
 
+// One thread a warpgroup: takes the warpgroup's dQ from shared memory and adds it in its turn.
 template <class Plan>
-__device__ __forceinline__ int turn_index(int tile) {
-  return tile * Plan::kWarps + flash::fresh_thread() / 32 - 4;
+__device__ __forceinline__ void backward_adds(const BackwardArguments& p, const BackwardMemory<Plan> memory,
+                                              int group) {
+  for (uint32_t parity = 0;; parity ^= 1) {
+    wait(memory.sums_full(group), parity);
+    const int place = load_shared(memory.add(group)), rank = load_shared(memory.add(group) + 4);
+    if (place < 0) return;
+    float* const target = p.sums + static_cast<int64_t>(place) * (Plan::kSums / 4);
+    if (rank == 0) {
+      store_bytes(target, memory.sums(group), Plan::kSums);
+    } else {
+      await_turn(p.turns + place, rank);
+      publish_all();
+      add_bytes(target, memory.sums(group), Plan::kSums);
+    }
+    commit_copies();
+    wait_copies_read();
+    arrive(memory.sums_empty(group));
+    wait_copies_done();
+    publish_all();
+    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(p.turns + place) : "memory");
+  }
 }
 
-// Adds a part of this step's dQ, columns from `column` on, in its turn; the last add writes the result.
+// Hands what stands in shared memory to backward_adds, or the end of the work: place -1.
+template <class Plan>
+__device__ __forceinline__ void hand_over(const BackwardMemory<Plan>& memory, int group, int place, int rank) {
+  publish_shared();
+  __syncwarp();
+  if ((flash::fresh_thread() & (kGroupThreads - 1)) == 0) {
+    store_shared(memory.add(group), place);
+    store_shared(memory.add(group) + 4, rank);
+  }
+  if (leads_warp()) arrive(memory.sums_full(group));
+}
+
+// A part of this step's dQ goes to where backward_adds takes it from.
 template <class Plan, int N>
-__device__ __forceinline__ void add_part(const BackwardArguments& p, float (&dq)[N], const QueryTile& tile, int group,
-                                         int first_value, int column) {
-  float4* const sums =
-      reinterpret_cast<float4*>(p.sums) + (flash::fresh_thread() & (kGroupThreads - 1)) +
+__device__ __forceinline__ void stage_part(const float (&dq)[N], uint32_t sums, int first_value) {
+  const uint32_t own = sums + 16 * (flash::fresh_thread() & (kGroupThreads - 1)) + 4 * kGroupThreads * first_value;
+#pragma unroll
+  for (int i = 0; i < N / 4; ++i)
+    store_shared(own + 16 * kGroupThreads * i, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+}
+
+// The last add to a part of dQ: columns from `column` on of the result.
+template <class Plan, int N>
+__device__ __forceinline__ void finish_part(const BackwardArguments& p, float (&dq)[N], const QueryTile& tile, int group,
+                                            int first_value, int column) {
+  const float4* const sums =
+      reinterpret_cast<const float4*>(p.sums) + (flash::fresh_thread() & (kGroupThreads - 1)) +
       ((static_cast<int64_t>(tile.index) * Plan::kGroups + group) * QueryGradient<Plan>::kValues + first_value) *
           (kGroupThreads / 4);
-  if (!tile.last) {
-    if (tile.rank == 0) {
-#pragma unroll
-      for (int i = 0; i < N / 4; ++i)
-        __stcg(sums + i * kGroupThreads, make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]));
-    } else {
-#pragma unroll
-      for (int i = 0; i < N / 4; ++i)
-        add_in_place(sums + i * kGroupThreads, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
-    }
-    return;
-  }
   if (tile.rank > 0) {
 #pragma unroll
     for (int i = 0; i < N / 4; ++i) {
@@ -369,14 +407,6 @@ __device__ __forceinline__ void add_part(const BackwardArguments& p, float (&dq)
   const int row = tile.index / (p.tiles * Plan::kSubtiles);
   store_rows(p.q_grad.at(row / p.heads, row % p.heads), p.q_grad.row, p.q_grad.width, column, dq, factor,
              tile.place * Plan::BM + (QueryGradient<Plan>::kByRows ? 64 * group : 0), p.length);
-}
-
-template <class Plan>
-__device__ __forceinline__ void add_query_gradient(const BackwardArguments& p, QueryGradient<Plan>& dq,
-                                                   const QueryTile& tile, int group) {
-  using Gradient = QueryGradient<Plan>;
-  add_part<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
-  if constexpr (Gradient::kExtra > 0) add_part<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
 }
 
 // Keys after their query: `behind` is the first key's position less the first query's; rows are keys.
@@ -531,21 +561,30 @@ __device__ __forceinline__ void finish_scores(const BackwardArguments& p, float 
   to_operand(operand, s);
 }
 
+// The tile of queries in a slot; sets whether it is the last for these keys.
+template <class Plan>
+__device__ __forceinline__ QueryTile tile_in_slot(const BackwardMemory<Plan>& memory, int slot, bool& more) {
+  const int flags = load_shared(memory.tile(slot) + 12);
+  more = !(flags & kLastOfKeys);
+  return {load_shared(memory.tile(slot)), load_shared(memory.tile(slot) + 4), load_shared(memory.tile(slot) + 8),
+          (flags & kLastAdd) != 0};
+}
+
 // dS^T, rounded, goes to shared memory and is announced; then dK's product starts.
 template <class Plan>
 __device__ __forceinline__ void finish_score_gradients(float (&dp)[Plan::BM / 2],
                                                        const uint32_t (&operand)[Plan::BM / 16][4],
-                                                       const BackwardMemory<Plan>& memory, int slot, int group,
-                                                       Split<Plan::QK>& dk) {
+                                                       const BackwardMemory<Plan>& memory, int slot, int score_slot,
+                                                       int group, Split<Plan::QK>& dk) {
   score_gradients(dp, operand, memory.delta(slot));
   uint32_t ds[Plan::BM / 16][4];
   to_operand(ds, dp);
-  store_scores<Plan>(memory.scores(slot), ds, group);
+  store_scores<Plan>(memory.scores(score_slot), ds, group);
   publish_shared();
   sync_named(1 + group, kGroupThreads);
-  if (leads_warp()) arrive(memory.scores_full(slot));
+  if (leads_warp()) arrive(memory.scores_full(score_slot));
   begin_products();
-  start_weighted<Plan::QK, Plan::BM / 16>(dk, memory.scores(slot) + group * tile_bytes(64, kPanel),
+  start_weighted<Plan::QK, Plan::BM / 16>(dk, memory.scores(score_slot) + group * tile_bytes(64, kPanel),
                                           tile_bytes(Plan::BN, kPanel), memory.q(slot));
   commit_products();
 }
@@ -555,27 +594,64 @@ template <class Plan>
 struct BackwardState {
   Split<Plan::QK> dk;
   Split<Plan::V> dv;
-  uint32_t steps = 0;    // done; they take the slots in turn
-  int pending = -1;      // index of the tile whose dQ is still to come, or -1: none
-  int pending_rank = 0;  // of its add
+  uint32_t steps = 0;   // done; they take the slots in turn
+  uint32_t staged = 0;  // dQs handed to backward_adds
+  int pending = -1;     // index of the tile whose dQ is still to come, or -1: none
+  int pending_rank = 0;
   bool pending_last = false;
-  __device__ __forceinline__ QueryTile pending_tile(const BackwardArguments& p) const {
-    return {pending, pending % (p.tiles * Plan::kSubtiles), pending_rank, pending_last};
+};
+
+// Brings dQ of a tile on its way: part by part, then closed.
+template <class Plan>
+struct Delivery {
+  const BackwardArguments& p;
+  const BackwardMemory<Plan>& memory;
+  const QueryTile& tile;
+  int group;
+  using Gradient = QueryGradient<Plan>;
+
+  __device__ __forceinline__ void main(Gradient& dq, const BackwardState<Plan>& state) const {
+    if (tile.last) {
+      if (tile.rank > 0) await_turn(p.turns + tile.index * Plan::kGroups + group, tile.rank);
+      finish_part<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
+    } else {
+      wait(memory.sums_empty(group), ~state.staged & 1);
+      stage_part<Plan>(dq.main, memory.sums(group), 0);
+    }
   }
-  __device__ __forceinline__ void set_pending(const QueryTile& tile) {
-    pending = tile.index;
-    pending_rank = tile.rank;
-    pending_last = tile.last;
+  __device__ __forceinline__ void extra(Gradient& dq) const {
+    if constexpr (Gradient::kExtra > 0) {
+      if (tile.last) {
+        finish_part<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
+      } else {
+        stage_part<Plan>(dq.extra, memory.sums(group), 32);
+      }
+    }
+  }
+  __device__ __forceinline__ void close(BackwardState<Plan>& state) const {
+    if (tile.last) return;
+    hand_over(memory, group, tile.index * Plan::kGroups + group, tile.rank);
+    ++state.staged;
   }
 };
 
-// One step of BM queries against this warpgroup's 64 keys from `key` on, in which dQ of the step before is summed. The
-// tensor cores always have something to do: that dQ during softmax, dP and dV during its adds, dV during dS.
 template <class Plan>
-__device__ __forceinline__ void overlapped_step(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                                const QueryTile& tile, int key, int group,
-                                                BackwardState<Plan>& state) {
-  static_assert(Plan::kStages == 2);
+__device__ __forceinline__ void deliver_pending(const BackwardArguments& p, const BackwardMemory<Plan>& memory,
+                                                QueryGradient<Plan>& dq, int group, BackwardState<Plan>& state) {
+  const QueryTile tile{state.pending, state.pending % (p.tiles * Plan::kSubtiles), state.pending_rank,
+                       state.pending_last};
+  const Delivery<Plan> delivery{p, memory, tile, group};
+  delivery.main(dq, state);
+  delivery.extra(dq);
+  delivery.close(state);
+}
+
+// One step of BM queries against this warpgroup's 64 keys from `key` on, in which dQ of the step before is summed. The
+// tensor cores always have something to do: that dQ during softmax, dP and dV while it leaves, dV during dS.
+template <class Plan>
+__device__ __forceinline__ bool overlapped_step(const BackwardArguments& p, const BackwardMemory<Plan> memory, int key,
+                                                int group, BackwardState<Plan>& state) {
+  static_assert(Plan::kStages == 2 && Plan::kScoreSlots == 2);
   const int slot = state.steps & 1, before = slot ^ 1;
   const uint32_t parity = state.steps >> 1 & 1;
   const bool pending = state.pending >= 0;
@@ -584,6 +660,8 @@ __device__ __forceinline__ void overlapped_step(const BackwardArguments& p, cons
   QueryGradient<Plan> dq;
   wait(memory.q_full(slot), parity);
   start_scores<Plan>(s, memory, slot, group);
+  bool more;
+  const QueryTile tile = tile_in_slot(memory, slot, more);
   if (pending) wait(memory.scores_full(before), (state.steps - 1) >> 1 & 1);
   dq.start(memory.scores(before), memory.k(), group);  // at first of whatever is there, for nothing
   wait_products<1>();
@@ -595,14 +673,12 @@ __device__ __forceinline__ void overlapped_step(const BackwardArguments& p, cons
   begin_products();
   start_weighted<Plan::V>(state.dv, operand, memory.out_grad(slot));
   commit_products();
-  if (pending) await_turn(p.turns + turn_index<Plan>(state.pending), state.pending_rank);
   wait_products<2>();
   dq.pin_all();
-  if (pending) add_query_gradient<Plan>(p, dq, state.pending_tile(p), group);
+  if (pending) deliver_pending(p, memory, dq, group, state);
   wait_products<1>();
   pin(dp);
-  finish_score_gradients<Plan>(dp, operand, memory, slot, group, state.dk);
-  if (pending && !state.pending_last) pass_turn(p.turns + turn_index<Plan>(state.pending));
+  finish_score_gradients<Plan>(dp, operand, memory, slot, slot, group, state.dk);
   wait_products<0>();
   pin(state.dk);
   pin(state.dv);
@@ -610,8 +686,11 @@ __device__ __forceinline__ void overlapped_step(const BackwardArguments& p, cons
     arrive(memory.out_empty(slot));
     arrive(memory.q_empty(slot));
   }
-  state.set_pending(tile);
+  state.pending = tile.index;
+  state.pending_rank = tile.rank;
+  state.pending_last = tile.last;
   ++state.steps;
+  return more;
 }
 
 // dQ of the last step of a tile of keys.
@@ -622,23 +701,23 @@ __device__ __forceinline__ void finish_steps(const BackwardArguments& p, const B
   QueryGradient<Plan> dq;
   wait(memory.scores_full(slot), (state.steps - 1) >> 1 & 1);
   dq.start(memory.scores(slot), memory.k(), group);
-  await_turn(p.turns + turn_index<Plan>(state.pending), state.pending_rank);
   wait_products<0>();
   dq.pin_all();
-  add_query_gradient<Plan>(p, dq, state.pending_tile(p), group);
-  if (!state.pending_last) pass_turn(p.turns + turn_index<Plan>(state.pending));
+  deliver_pending(p, memory, dq, group, state);
 }
 
-// One step that keeps fewer sums at a time: dQ follows dS at once, and its turn is passed on in the next step.
+// One step that keeps fewer sums at a time: dQ follows dS at once.
 template <class Plan>
-__device__ __forceinline__ void plain_step(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                           const QueryTile& tile, int key, int group, BackwardState<Plan>& state) {
+__device__ __forceinline__ bool plain_step(const BackwardArguments& p, const BackwardMemory<Plan> memory, int key,
+                                           int group, BackwardState<Plan>& state) {
   const int slot = state.steps & 1;
   const uint32_t parity = state.steps >> 1 & 1;
   float s[Plan::BM / 2], dp[Plan::BM / 2];
   uint32_t operand[Plan::BM / 16][4];
   wait(memory.q_full(slot), parity);
   start_scores<Plan>(s, memory, slot, group);
+  bool more;
+  const QueryTile tile = tile_in_slot(memory, slot, more);
   wait_products<0>();
   pin(s);
   finish_scores<Plan>(p, s, memory.lse(slot), tile, key, operand);
@@ -648,14 +727,13 @@ __device__ __forceinline__ void plain_step(const BackwardArguments& p, const Bac
   begin_products();
   start_weighted<Plan::V>(state.dv, operand, memory.out_grad(slot));
   commit_products();
-  if (state.pending >= 0 && !state.pending_last) pass_turn(p.turns + turn_index<Plan>(state.pending));
   wait_products<1>();
   pin(dp);
-  finish_score_gradients<Plan>(dp, operand, memory, slot, group, state.dk);
+  wait(memory.scores_empty(), ~state.steps & 1);
+  finish_score_gradients<Plan>(dp, operand, memory, slot, 0, group, state.dk);
   QueryGradient<Plan> dq;
-  wait(memory.scores_full(slot), parity);
-  dq.start_main(memory.scores(slot), memory.k(), group);
-  await_turn(p.turns + turn_index<Plan>(tile.index), tile.rank);
+  wait(memory.scores_full(0), state.steps & 1);
+  dq.start_main(memory.scores(0), memory.k(), group);
   wait_products<1>();
   pin(state.dk);
   pin(state.dv);
@@ -665,53 +743,60 @@ __device__ __forceinline__ void plain_step(const BackwardArguments& p, const Bac
   }
   wait_products<0>();
   pin(dq.main);
-  add_part<Plan>(p, dq.main, tile, group, 0, kPanel * QueryGradient<Plan>::main_panel(group));
-  dq.start_extra(memory.scores(slot), memory.k(), group);
+  const Delivery<Plan> delivery{p, memory, tile, group};
+  dq.start_extra(memory.scores(0), memory.k(), group);
+  delivery.main(dq, state);
   wait_products<0>();
   pin(dq.extra);
-  add_part<Plan>(p, dq.extra, tile, group, 32, QueryGradient<Plan>::extra_column(group));
-  state.set_pending(tile);
+  if (leads_warp()) arrive(memory.scores_empty());
+  delivery.extra(dq);
+  delivery.close(state);
   ++state.steps;
+  return more;
 }
 
 template <class Plan>
 __device__ __forceinline__ void backward_products(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                                  Walk walk, int group) {
+                                                  int row, int group) {
   BackwardState<Plan> state;
-  for (int half = 0; half < 2; ++half) {
-    const bool second = walk.n < p.tiles && half == 1;  // the other tile of keys was loaded before this one
-    if (!walk.start(half == 1)) continue;
-    const int key = walk.n * Plan::BN + 64 * group;
+  for (uint32_t parity = 0;; parity ^= 1) {
+    wait(memory.keys_full(), parity);
+    const int n = load_shared(memory.key_tile());
+    if (n < 0) break;
+    const int key = n * Plan::BN + 64 * group;
     clear(state.dk);
     clear(state.dv);
     state.pending = -1;
-    wait(memory.keys_full(), second);
-    Cursor<Plan> cursor;
-    for (QueryTile tile; cursor.next(walk, tile);) {
+    bool more;
+    do {  // every tile of keys meets its own queries at least
       const BackwardMemory<Plan> here{fresh(memory.base)};
       if constexpr (Plan::kOverlapped) {
-        overlapped_step<Plan>(p, here, tile, key, fresh(group), state);
+        more = overlapped_step<Plan>(p, here, key, fresh(group), state);
       } else {
-        plain_step<Plan>(p, here, tile, key, fresh(group), state);
+        more = plain_step<Plan>(p, here, key, fresh(group), state);
       }
-    }
-    if constexpr (Plan::kOverlapped) {
-      finish_steps<Plan>(p, memory, group, state);  // every tile of keys meets its own queries at least
-    } else if (!state.pending_last) {
-      pass_turn(p.turns + turn_index<Plan>(state.pending));
-    }
+    } while (more);
+    if constexpr (Plan::kOverlapped) finish_steps<Plan>(p, memory, group, state);
     if (leads_warp()) arrive(memory.keys_empty());
-    store_key_gradients<Plan>(p, state.dk, state.dv, walk.row, key);
+    store_key_gradients<Plan>(p, state.dk, state.dv, row, key);
   }
+  wait(memory.sums_empty(group), ~state.staged & 1);
+  hand_over(memory, group, -1, 0);
 }
 
 template <class Plan>
 __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
-  const BackwardMemory<Plan> memory{aligned_shared()};
+  const BackwardMemory<Plan> memory{flash::dynamic_shared()};
+  if (memory.base % 1024 != 0) __trap();  // the panels' swizzle counts on it, and no room is left to align
   const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
   if (threadIdx.x == 0) {
     init_barrier(memory.keys_full(), 1);
     init_barrier(memory.keys_empty(), Plan::kWarps);
+    init_barrier(memory.scores_empty(), Plan::kWarps);
+    for (int group = 0; group < Plan::kGroups; ++group) {
+      init_barrier(memory.sums_full(group), Plan::kWarps / Plan::kGroups);
+      init_barrier(memory.sums_empty(group), 1);
+    }
     for (int slot = 0; slot < Plan::kStages; ++slot) {
       init_barrier(memory.q_full(slot), 1);
       init_barrier(memory.out_full(slot), 1);
@@ -726,13 +811,14 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
   }
   __syncthreads();
   const int ticket = load_shared(memory.ticket());
-  const Walk walk{p, ticket / p.pairs, ticket % p.pairs, 0};
   if (role == 0) {
     give_registers<24>();
-    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, walk);
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    if (threadIdx.x == 0) backward_copies<Plan>(p, memory, {p, ticket / p.pairs, ticket % p.pairs, 0});
+    if (threadIdx.x % 32 == 0 && (warp == 1 || warp == 2)) backward_adds<Plan>(p, memory, warp - 1);
   } else {
     take_registers<240>();
-    backward_products<Plan>(p, memory, walk, role - 1);
+    backward_products<Plan>(p, memory, ticket / p.pairs, role - 1);
   }
 }
 
