@@ -14,7 +14,7 @@ struct BackwardArguments {
   float* rope_partials;     // [B, Hkv, T, rope_width], summed over the key heads afterwards
   float* statistics;        // [B, H, tiles of BM queries, 2, BM]: lse / ln 2, then delta
   float* sums;              // [B, H, tiles of BM queries, BM QK] in the order of registers
-  int* turns;               // [B, H, tiles of BM queries, 2]: adds done by each warpgroup; then the next free block
+  int* turns;               // [B, H, tiles of BM queries]: adds done so far; then the next free block
   const int* document_start;  // [B, T] or null
   int length, heads, group, key_heads, own_panels, rope_width;
   int tiles, pairs;  // of keys: ceil(T / 128) and half of that, rounded up
@@ -27,13 +27,13 @@ struct BackwardPlan {
   static constexpr int QK = QK_, V = V_, BM = BM_, BN = 128, kGroups = 2, kStages = 2;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads, kWarps = 4 * kGroups, kSubtiles = BN / BM;
   static constexpr bool kOverlapped = QK % 64 == 0 && QK <= 128;  // dQ runs beside the next softmax: registers allow it
-  static constexpr int kScoreSlots = kOverlapped ? 2 : 1;
+  static constexpr int kScoreSlots = kOverlapped ? 2 : 1, kSumSlots = kOverlapped ? 2 : 1;  // memory allows
   static constexpr uint32_t kK = tile_bytes(BN, QK), kV = tile_bytes(BN, V);
   static constexpr uint32_t kQ = tile_bytes(BM, QK), kOut = tile_bytes(BM, V), kStatistics = 8 * BM;
   static constexpr uint32_t kScores = tile_bytes(BN, BM);  // dS^T: rows are keys
-  static constexpr uint32_t kSums = BM * QK * 4 / kGroups;  // dQ of a warpgroup, on its way to memory
+  static constexpr uint32_t kSums = BM * QK * 4;  // dQ, on its way to memory; one half each warpgroup's
   static constexpr uint32_t kShared =
-      kK + kV + kStages * (kQ + kOut + kStatistics) + kScoreSlots * kScores + kGroups * kSums + 208;
+      kK + kV + kStages * (kQ + kOut + kStatistics) + kScoreSlots * kScores + kSumSlots * kSums + 208;
 };
 
 template <class Plan>
@@ -42,14 +42,14 @@ struct BackwardMemory {
   static constexpr uint32_t kQPlace = Plan::kK + Plan::kV, kOutPlace = kQPlace + Plan::kStages * Plan::kQ,
                             kScorePlace = kOutPlace + Plan::kStages * Plan::kOut,
                             kSumPlace = kScorePlace + Plan::kScoreSlots * Plan::kScores,
-                            kStatisticPlace = kSumPlace + Plan::kGroups * Plan::kSums,
+                            kStatisticPlace = kSumPlace + Plan::kSumSlots * Plan::kSums,
                             kBarrierPlace = kStatisticPlace + Plan::kStages * Plan::kStatistics;
   __device__ __forceinline__ uint32_t k() const { return base; }
   __device__ __forceinline__ uint32_t v() const { return base + Plan::kK; }
   __device__ __forceinline__ uint32_t q(int slot) const { return base + kQPlace + slot * Plan::kQ; }
   __device__ __forceinline__ uint32_t out_grad(int slot) const { return base + kOutPlace + slot * Plan::kOut; }
   __device__ __forceinline__ uint32_t scores(int slot) const { return base + kScorePlace + slot * Plan::kScores; }
-  __device__ __forceinline__ uint32_t sums(int group) const { return base + kSumPlace + group * Plan::kSums; }
+  __device__ __forceinline__ uint32_t sums(int slot) const { return base + kSumPlace + slot * Plan::kSums; }
   __device__ __forceinline__ uint32_t lse(int slot) const { return base + kStatisticPlace + slot * Plan::kStatistics; }
   __device__ __forceinline__ uint32_t delta(int slot) const { return lse(slot) + 4 * Plan::BM; }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + kBarrierPlace + 8 * i; }
@@ -61,13 +61,13 @@ struct BackwardMemory {
   __device__ __forceinline__ uint32_t out_empty(int slot) const { return barrier(8 + slot); }
   __device__ __forceinline__ uint32_t scores_full(int slot) const { return barrier(10 + slot); }
   __device__ __forceinline__ uint32_t scores_empty() const { return barrier(12); }
-  __device__ __forceinline__ uint32_t sums_full(int group) const { return barrier(13 + group); }
-  __device__ __forceinline__ uint32_t sums_empty(int group) const { return barrier(15 + group); }
+  __device__ __forceinline__ uint32_t sums_full(int adder) const { return barrier(13 + adder); }
+  __device__ __forceinline__ uint32_t sums_empty(int slot) const { return barrier(15 + slot); }
   // What the copying thread tells the warpgroups, and those the adding threads.
   __device__ __forceinline__ uint32_t ticket() const { return barrier(17); }
   __device__ __forceinline__ uint32_t tile(int slot) const { return barrier(18 + 2 * slot); }
   __device__ __forceinline__ uint32_t key_tile() const { return barrier(22); }
-  __device__ __forceinline__ uint32_t add(int group) const { return barrier(23 + group); }
+  __device__ __forceinline__ uint32_t add(int adder) const { return barrier(23 + adder); }
 };
 
 struct Step {
@@ -339,41 +339,43 @@ __device__ __forceinline__ void await_turn(const int* turn, int rank) {
   } while (done < rank);
 }
 
-// One thread a warpgroup: takes the warpgroup's dQ from shared memory and adds it in its turn.
+// Two threads, in turn: an add takes longer than a step until others may see it. Each takes dQ from shared memory and
+// adds it when its turn has come.
 template <class Plan>
 __device__ __forceinline__ void backward_adds(const BackwardArguments& p, const BackwardMemory<Plan> memory,
-                                              int group) {
+                                              int adder) {
+  const int slot = adder % Plan::kSumSlots;
   for (uint32_t parity = 0;; parity ^= 1) {
-    wait(memory.sums_full(group), parity);
-    const int place = load_shared(memory.add(group)), rank = load_shared(memory.add(group) + 4);
-    if (place < 0) return;
-    float* const target = p.sums + static_cast<int64_t>(place) * (Plan::kSums / 4);
+    wait(memory.sums_full(adder), parity);
+    const int tile = load_shared(memory.add(adder)), rank = load_shared(memory.add(adder) + 4);
+    if (tile < 0) return;
+    float* const target = p.sums + static_cast<int64_t>(tile) * (Plan::kSums / 4);
     if (rank == 0) {
-      store_bytes(target, memory.sums(group), Plan::kSums);
+      store_bytes(target, memory.sums(slot), Plan::kSums);
     } else {
-      await_turn(p.turns + place, rank);
+      await_turn(p.turns + tile, rank);
       publish_all();
-      add_bytes(target, memory.sums(group), Plan::kSums);
+      add_bytes(target, memory.sums(slot), Plan::kSums);
     }
     commit_copies();
     wait_copies_read();
-    arrive(memory.sums_empty(group));
+    arrive(memory.sums_empty(slot));
     wait_copies_done();
     publish_all();
-    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(p.turns + place) : "memory");
+    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(p.turns + tile) : "memory");
   }
 }
 
-// Hands what stands in shared memory to backward_adds, or the end of the work: place -1.
+// Hands what stands in shared memory to an adder, or the end of the work: tile -1.
 template <class Plan>
-__device__ __forceinline__ void hand_over(const BackwardMemory<Plan>& memory, int group, int place, int rank) {
+__device__ __forceinline__ void hand_over(const BackwardMemory<Plan>& memory, int adder, int tile, int rank) {
   publish_shared();
   __syncwarp();
-  if ((flash::fresh_thread() & (kGroupThreads - 1)) == 0) {
-    store_shared(memory.add(group), place);
-    store_shared(memory.add(group) + 4, rank);
+  if (flash::fresh_thread() == kGroupThreads) {  // the first of the first warpgroup's
+    store_shared(memory.add(adder), tile);
+    store_shared(memory.add(adder) + 4, rank);
   }
-  if (leads_warp()) arrive(memory.sums_full(group));
+  if (leads_warp()) arrive(memory.sums_full(adder));
 }
 
 // A part of this step's dQ goes to where backward_adds takes it from.
@@ -612,26 +614,30 @@ struct Delivery {
 
   __device__ __forceinline__ void main(Gradient& dq, const BackwardState<Plan>& state) const {
     if (tile.last) {
-      if (tile.rank > 0) await_turn(p.turns + tile.index * Plan::kGroups + group, tile.rank);
+      if (tile.rank > 0) await_turn(p.turns + tile.index, tile.rank);
       finish_part<Plan>(p, dq.main, tile, group, 0, kPanel * Gradient::main_panel(group));
     } else {
-      wait(memory.sums_empty(group), ~state.staged & 1);
-      stage_part<Plan>(dq.main, memory.sums(group), 0);
+      wait(memory.sums_empty(state.staged % Plan::kSumSlots), ~(state.staged / Plan::kSumSlots) & 1);
+      stage_part<Plan>(dq.main, staging(state), 0);
     }
   }
-  __device__ __forceinline__ void extra(Gradient& dq) const {
+  __device__ __forceinline__ void extra(Gradient& dq, const BackwardState<Plan>& state) const {
     if constexpr (Gradient::kExtra > 0) {
       if (tile.last) {
         finish_part<Plan>(p, dq.extra, tile, group, 32, Gradient::extra_column(group));
       } else {
-        stage_part<Plan>(dq.extra, memory.sums(group), 32);
+        stage_part<Plan>(dq.extra, staging(state), 32);
       }
     }
   }
   __device__ __forceinline__ void close(BackwardState<Plan>& state) const {
     if (tile.last) return;
-    hand_over(memory, group, tile.index * Plan::kGroups + group, tile.rank);
+    hand_over(memory, state.staged % 2, tile.index, tile.rank);
     ++state.staged;
+  }
+  // This warpgroup's half.
+  __device__ __forceinline__ uint32_t staging(const BackwardState<Plan>& state) const {
+    return memory.sums(state.staged % Plan::kSumSlots) + group * (Plan::kSums / Plan::kGroups);
   }
 };
 
@@ -642,7 +648,7 @@ __device__ __forceinline__ void deliver_pending(const BackwardArguments& p, cons
                        state.pending_last};
   const Delivery<Plan> delivery{p, memory, tile, group};
   delivery.main(dq, state);
-  delivery.extra(dq);
+  delivery.extra(dq, state);
   delivery.close(state);
 }
 
@@ -744,12 +750,12 @@ __device__ __forceinline__ bool plain_step(const BackwardArguments& p, const Bac
   wait_products<0>();
   pin(dq.main);
   const Delivery<Plan> delivery{p, memory, tile, group};
-  dq.start_extra(memory.scores(0), memory.k(), group);
+  if constexpr (QueryGradient<Plan>::kExtra > 0) dq.start_extra(memory.scores(0), memory.k(), group);
   delivery.main(dq, state);
   wait_products<0>();
-  pin(dq.extra);
+  if constexpr (QueryGradient<Plan>::kExtra > 0) pin(dq.extra);
   if (leads_warp()) arrive(memory.scores_empty());
-  delivery.extra(dq);
+  delivery.extra(dq, state);
   delivery.close(state);
   ++state.steps;
   return more;
@@ -780,8 +786,11 @@ __device__ __forceinline__ void backward_products(const BackwardArguments& p, co
     if (leads_warp()) arrive(memory.keys_empty());
     store_key_gradients<Plan>(p, state.dk, state.dv, row, key);
   }
-  wait(memory.sums_empty(group), ~state.staged & 1);
-  hand_over(memory, group, -1, 0);
+  for (int i = 0; i < 2; ++i, ++state.staged) {
+    if (i < Plan::kSumSlots)
+      wait(memory.sums_empty(state.staged % Plan::kSumSlots), ~(state.staged / Plan::kSumSlots) & 1);
+    hand_over(memory, state.staged % 2, -1, 0);
+  }
 }
 
 template <class Plan>
@@ -793,9 +802,9 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
     init_barrier(memory.keys_full(), 1);
     init_barrier(memory.keys_empty(), Plan::kWarps);
     init_barrier(memory.scores_empty(), Plan::kWarps);
-    for (int group = 0; group < Plan::kGroups; ++group) {
-      init_barrier(memory.sums_full(group), Plan::kWarps / Plan::kGroups);
-      init_barrier(memory.sums_empty(group), 1);
+    for (int i = 0; i < 2; ++i) {
+      init_barrier(memory.sums_full(i), Plan::kWarps);
+      init_barrier(memory.sums_empty(i), 1);
     }
     for (int slot = 0; slot < Plan::kStages; ++slot) {
       init_barrier(memory.q_full(slot), 1);

@@ -116,7 +116,7 @@ constexpr BackwardSpace backward_space(int64_t batch, int64_t heads, int64_t key
   return {.sums = batch * heads * padded * qk,
           .statistics = batch * heads * padded * 2,
           .partials = rounded_to_16_bytes(batch * key_heads * length * rope_width),
-          .turns = rounded_to_16_bytes(batch * heads * padded / rows * 2 + 1)};
+          .turns = rounded_to_16_bytes(batch * heads * padded / rows + 1)};
 }
 
 template <class Plan>
@@ -146,7 +146,7 @@ BackwardArguments backward_arguments(const flash::BackwardArguments<Bf16>& p, in
   a.own_panels = p.k_rope.data ? p.k.width / kPanel : panels(Plan::QK);
   a.tiles = (p.length + Plan::BN - 1) / Plan::BN;
   a.pairs = (a.tiles + 1) / 2;
-  a.blocks_turn = batch * p.heads * a.tiles * Plan::kSubtiles * Plan::kGroups;
+  a.blocks_turn = batch * p.heads * a.tiles * Plan::kSubtiles;
   a.scale = p.scale;
   return a;
 }
