@@ -148,9 +148,8 @@ void run_native(CudaContext& context, const AttentionForward& k) {
 void run_native(CudaContext& context, const AttentionBackward& k) {
   if (!suits_tensor_cores(k) || !flash::suits_hopper(context, k)) return run_portable(context, k);
   check_kernel(k);
-  const float* const partials =
-      flash::backward_on_hopper(context, backward_arguments<bf16>(k), operand<bf16>(k.out), k.workspace.as<float>(),
-                                static_cast<int>(k.q.size(0)));
+  const float* const partials = flash::backward_on_hopper(context, backward_arguments<bf16>(k), operand<bf16>(k.out),
+                                                          k.workspace.as<float>(), static_cast<int>(k.q.size(0)));
   if (k.k_rope.defined()) sum_rope_gradients<bf16>(context, k, partials);
 }
 

@@ -134,8 +134,9 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
 __device__ __forceinline__ void load_panel(uint32_t target, const CUtensorMap& map, int column, int head, int row,
                                            int batch, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
-      ::"r"(target), "l"(&map), "r"(column), "r"(head), "r"(row), "r"(batch), "r"(barrier)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(target),
+      "l"(&map), "r"(column), "r"(head), "r"(row), "r"(batch), "r"(barrier)
       : "memory");
 }
 
@@ -231,7 +232,7 @@ __device__ __forceinline__ uint64_t step(uint64_t descriptor, uint32_t bytes) {
   return descriptor + (bytes >> 4);
 }
 
-constexpr uint32_t kColumnStep = 32;    // 16 columns
+constexpr uint32_t kColumnStep = 32;     // 16 columns
 constexpr uint32_t kRowStep = 16 * 128;  // 16 rows
 
 // Byte offset of column 16 i of a tile whose panels are `panel_bytes` long.
@@ -242,19 +243,19 @@ __device__ __forceinline__ constexpr uint32_t column_offset(int i, uint32_t pane
 #define EGMLA_F4(x, i) "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3])
 #define EGMLA_F16(x, i) EGMLA_F4(x, i), EGMLA_F4(x, i + 4), EGMLA_F4(x, i + 8), EGMLA_F4(x, i + 12)
 #define EGMLA_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define EGMLA_NAMES_32 \
-  EGMLA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define EGMLA_NAMES_64                                                                                       \
-  EGMLA_NAMES_32                                                                                             \
+#define EGMLA_NAMES_32 EGMLA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define EGMLA_NAMES_64                                                                                     \
+  EGMLA_NAMES_32                                                                                           \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
   "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // acc (+)= A B with both operands in shared memory; kRowsA and kRowsB: the operand's summed axis runs down its rows.
-#define EGMLA_PRODUCT_SHARED(N, NAMES, A, B, KEEP, RA, RB, ...)                                                   \
-  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " KEEP ", 0;\n"                                            \
-               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" NAMES "}, " A ", " B                  \
-               ", keep, 1, 1, " RA ", " RB ";\n}\n"                                                               \
-               : __VA_ARGS__                                                                                      \
+#define EGMLA_PRODUCT_SHARED(N, NAMES, A, B, KEEP, RA, RB, ...)                                                      \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " KEEP                                                        \
+               ", 0;\n"                                                                                              \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" NAMES "}, " A ", " B ", keep, 1, 1, " RA \
+               ", " RB ";\n}\n"                                                                                      \
+               : __VA_ARGS__                                                                                         \
                : "l"(a), "l"(b), "r"(keep ? 1 : 0), "n"(kRowsA ? 1 : 0), "n"(kRowsB ? 1 : 0))
 
 template <bool kRowsA, bool kRowsB>
@@ -274,11 +275,12 @@ __device__ __forceinline__ void multiply_add(float (&acc)[64], uint64_t a, uint6
 
 // acc (+)= A B with 64 x 16 of A in registers, laid out as an accumulator rounded pair by pair, and B's summed axis
 // down its rows.
-#define EGMLA_PRODUCT_REGISTERS(N, NAMES, A, B, KEEP, ...)                                               \
-  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " KEEP ", 0;\n"                                   \
-               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" NAMES "}, {" A "}, " B       \
-               ", keep, 1, 1, 1;\n}\n"                                                                   \
-               : __VA_ARGS__                                                                             \
+#define EGMLA_PRODUCT_REGISTERS(N, NAMES, A, B, KEEP, ...)                                         \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " KEEP                                      \
+               ", 0;\n"                                                                            \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" NAMES "}, {" A "}, " B \
+               ", keep, 1, 1, 1;\n}\n"                                                             \
+               : __VA_ARGS__                                                                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep ? 1 : 0))
 
 __device__ __forceinline__ void multiply_add(float (&acc)[16], const uint32_t (&a)[4], uint64_t b, bool keep) {

@@ -1,7 +1,7 @@
-// Flash attention, forward, on Hopper (Shah et al. 2024). One block a multiprocessor walks over tiles of 64 kGroups
-// queries: a warp copies K and V ahead, and each of kGroups warpgroups owns 64 of the queries. A warpgroup's next
-// Q K^T runs beside its softmax and P V, and the warpgroups take turns, so that one's softmax hides the other's
-// products. The output and its sums stay in registers; every tile has one owner, so results repeat bit for bit.
+// Flash attention, forward, on Hopper (Shah et al. 2024). One block a multiprocessor draws tiles of 128 queries:
+// a thread copies K and V ahead, and each of two warpgroups owns 64 of the queries. A warpgroup's next Q K^T runs
+// beside its softmax and P V, and the warpgroups take turns, so that one's softmax hides the other's products. The
+// output and its sums stay in registers; every tile has one owner, so results repeat bit for bit.
 #pragma once
 
 #include "kernels/attention_hopper.cuh"
@@ -11,18 +11,18 @@ namespace egmla::hopper {
 struct ForwardArguments {
   CUtensorMap q, k, k_rope, v;  // k_rope: a copy of k where there is none
   flash::Operand<Bf16> out;
-  float* lse;                 // [B, H, Tq]
-  int* ticket;                // at zero, and left so
-  const int* document_start;  // [B, Tq] or null
+  float* lse;                                      // [B, H, Tq]
+  int* ticket;                                     // at zero, and left so
+  const int* document_start;                       // [B, Tq] or null
   int queries, keys, heads, group, rows_of_heads;  // rows_of_heads: B H
   int own_panels;                                  // of the keys; the following ones come from k_rope
   int section;                                     // heads whose keys and values the L2 cache holds at a time
   float scale;
 };
 
-template <int QK_, int V_, int kGroups_>
+template <int QK_, int V_>
 struct ForwardPlan {
-  static constexpr int QK = QK_, V = V_, kGroups = kGroups_, BM = 64 * kGroups, BN = 128, kStages = 2;
+  static constexpr int QK = QK_, V = V_, kGroups = 2, BM = 64 * kGroups, BN = 128, kStages = 2;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr uint32_t kQ = tile_bytes(BM, QK), kK = tile_bytes(BN, QK), kV = tile_bytes(BN, V);
   static constexpr uint32_t kShared = 1024 + kQ + kStages * (kK + kV) + 128;  // 1024: to align
@@ -176,8 +176,8 @@ __device__ __forceinline__ void mask_documents(float (&s)[N], const int* starts,
 // Scores become unnormalised probabilities; `rescale` is what earlier sums must be multiplied by. `sum` holds this
 // lane's share.
 template <int N>
-__device__ __forceinline__ void online_softmax(float (&s)[N], float (&largest)[2], float (&sum)[2],
-                                               float (&rescale)[2], float scale2) {
+__device__ __forceinline__ void online_softmax(float (&s)[N], float (&largest)[2], float (&sum)[2], float (&rescale)[2],
+                                               float scale2) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = largest[half];
@@ -243,7 +243,8 @@ __device__ __forceinline__ void forward_products(const ForwardArguments& p, cons
     if (index == forward_tiles<Plan>(p)) break;
     const ForwardTile tile = forward_tile<Plan>(p, index);
     const int row = tile.m0 + 64 * group;
-    const int* const starts = p.document_start ? p.document_start + static_cast<int64_t>(tile.batch) * p.queries : nullptr;
+    const int* const starts =
+        p.document_start ? p.document_start + static_cast<int64_t>(tile.batch) * p.queries : nullptr;
     const int last_start = starts ? starts[min(tile.m0 + Plan::BM, p.queries) - 1] : 0;
     float s[BN / 2], out[Plan::V / 2], largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, rescale[2];
     uint32_t probability[BN / 16][4];
@@ -324,10 +325,10 @@ __device__ __forceinline__ void forward_block(const ForwardArguments& p) {
   }
   __syncthreads();
   if (role == 0) {
-    give_registers<Plan::kGroups == 2 ? 40 : 32>();
+    give_registers<40>();
     if (threadIdx.x == 0) forward_copies<Plan>(p, memory);
   } else {
-    take_registers<Plan::kGroups == 2 ? 232 : 160>();
+    take_registers<232>();
     forward_products<Plan>(p, memory, role - 1);
   }
 }

@@ -7,9 +7,10 @@ namespace {
 
 template <class Plan>
 void launch_plan(CudaContext& context, const ForwardArguments<bf16>& p, int batch) {
-  const hopper::ForwardArguments arguments = hopper::forward_arguments<Plan>(p, batch);
-  launch_kernel(context, AttentionForward::kName, hopper::forward_grid<Plan>(arguments, context.state().multiprocessors),
-                dim3(Plan::kThreads), Plan::kShared, hopper::attention_hopper_forward_kernel<Plan>, arguments);
+  const hopper::ForwardArguments arguments = hopper::forward_arguments<Plan>(p, batch, context.state().ticket);
+  launch_kernel(context, AttentionForward::kName,
+                hopper::forward_grid<Plan>(arguments, context.state().multiprocessors), dim3(Plan::kThreads),
+                Plan::kShared, hopper::attention_hopper_forward_kernel<Plan>, arguments);
 }
 
 }  // namespace
@@ -26,7 +27,7 @@ bool suits_hopper(CudaContext& context, const AttentionForward& k) {
 void forward_on_hopper(CudaContext& context, const ForwardArguments<bf16>& p, int batch) {
   hopper::for_widths(p.q.width, p.v.width, [&](auto widths) {
     constexpr int QK = decltype(widths)::kQk, V = decltype(widths)::kV;
-    launch_plan<hopper::ForwardPlan<QK, V, V <= 64 ? 3 : 2>>(context, p, batch);
+    launch_plan<hopper::ForwardPlan<QK, V>>(context, p, batch);
   });
 }
 

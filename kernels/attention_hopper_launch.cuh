@@ -65,8 +65,8 @@ inline CUtensorMap panel_map(const flash::Operand<Bf16>& x, int batch, int lengt
   const CUresult result = map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<Bf16*>(x.data), sizes,
                                         strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(result == CUDA_SUCCESS, "attention: cuTensorMapEncodeTiled refused [{},{},{},{}], error {}", batch, length, heads,
-        x.width, static_cast<int>(result));
+  check(result == CUDA_SUCCESS, "attention: cuTensorMapEncodeTiled refused [{},{},{},{}], error {}", batch, length,
+        heads, x.width, static_cast<int>(result));
   return map;
 }
 
@@ -132,8 +132,7 @@ BackwardArguments backward_arguments(const flash::BackwardArguments<Bf16>& p, in
   a.k_grad = p.k_grad;
   a.v_grad = p.v_grad;
   a.rope_width = p.k_rope.data ? p.k_rope.width : 0;
-  const BackwardSpace space =
-      backward_space(batch, p.heads, key_heads, p.length, a.rope_width, Plan::QK, Plan::BM);
+  const BackwardSpace space = backward_space(batch, p.heads, key_heads, p.length, a.rope_width, Plan::QK, Plan::BM);
   a.sums = workspace;
   a.statistics = a.sums + space.sums;
   a.rope_partials = a.sums + space.sums + space.statistics;

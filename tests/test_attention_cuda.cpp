@@ -144,7 +144,8 @@ std::vector<int32_t> document_starts(const Case& c) {
     for (int64_t t = 0; t < c.Tk; ++t) {
       if (t == end) {
         begin = t;
-        end = t + 1 + static_cast<int64_t>(c.documents * uniform(11, static_cast<uint64_t>(t), static_cast<uint64_t>(b)));
+        end =
+            t + 1 + static_cast<int64_t>(c.documents * uniform(11, static_cast<uint64_t>(t), static_cast<uint64_t>(b)));
       }
       if (t >= c.Tk - c.Tq) starts.push_back(static_cast<int32_t>(begin));
     }

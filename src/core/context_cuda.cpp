@@ -148,6 +148,8 @@ CudaContext::CudaContext(CudaDevice device) : state_(std::make_unique<State>()) 
   check_cuda(cudaStreamCreateWithFlags(&state.stream, cudaStreamNonBlocking), "cudaStreamCreate");
   check_cublas(cublasLtCreate(&state.cublaslt), "cublasLtCreate");
   check_cuda(cudaMalloc(&state.matmul_workspace, kMatmulWorkspace), "cuda: cuBLASLt's workspace");
+  check_cuda(cudaMalloc(reinterpret_cast<void**>(&state.ticket), sizeof(int)), "cuda: cudaMalloc");
+  check_cuda(cudaMemsetAsync(state.ticket, 0, sizeof(int), state.stream), "cuda: cudaMemset");
 }
 
 // Errors are not raised here: after a fault every call would fail again, and its report is already on the way.
@@ -160,6 +162,7 @@ CudaContext::~CudaContext() {
     for (void* block : blocks) cudaFree(block);
   }
   cudaFree(state.matmul_workspace);
+  cudaFree(state.ticket);
   cublasLtDestroy(state.cublaslt);
   cudaStreamDestroy(state.stream);
 }

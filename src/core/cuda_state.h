@@ -66,6 +66,7 @@ struct CudaContext::State {
   cudaStream_t stream = nullptr;
   cublasLtHandle_t cublaslt = nullptr;
   void* matmul_workspace = nullptr;  // kMatmulWorkspace bytes, used by one product at a time in stream order
+  int* ticket = nullptr;             // at zero between kernels; one that draws its work from it leaves it so
   std::map<MatmulKey, MatmulPlan> matmul_plans;
   std::shared_ptr<AttentionChoices> attention;  // null until attention first runs
   bool check_every_launch = false;  // EGMLA_CHECK=sync: wait after every kernel, so that a fault names its kernel
