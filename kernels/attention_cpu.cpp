@@ -1,10 +1,12 @@
 // Attention on the CPU: one task per (batch, head), rows of queries against all keys they may see, products by
 // OpenBLAS. Scores of one row tile live in a thread's scratch; the T x T matrix never exists. Backward rebuilds the
 // tile from lse.
+#include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/attention_hopper_space.h"
 #include "kernels/blas_cpu.h"
 #include "kernels/cpu_utils.h"
 
@@ -204,10 +206,16 @@ int64_t attention_backward_workspace(CpuContext&, const AttentionBackward& k) {
   return k.k_rope.defined() ? k.q.size(0) * k.q.size(2) * k.q.size(1) * k.k_rope.size(3) : 0;
 }
 
-// Every back end sums the shared key's gradient over the heads.
-int64_t attention_backward_workspace(PlanContext&, const AttentionBackward& k) {
+// The most that any back end asks for; on CUDA that is Hopper's kernel where it takes the shape.
+int64_t attention_backward_workspace(PlanContext& context, const AttentionBackward& k) {
   CpuContext unused;
-  return attention_backward_workspace(unused, k);
+  const int64_t rope = k.k_rope.defined() ? k.k_rope.size(3) : 0, least = attention_backward_workspace(unused, k);
+  if (context.for_cpu() || k.q.dtype != DType::bf16 ||
+      !hopper::suits_widths(k.q.size(3), rope ? k.k.size(3) : 0, k.v.size(3)))
+    return least;
+  const hopper::WidthClass widths = hopper::width_class(k.q.size(3), k.v.size(3));
+  return std::max(least,
+                  hopper::backward_space(k.q.size(0), k.q.size(2), k.k.size(2), k.q.size(1), rope, widths).total());
 }
 
 }  // namespace egmla

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/attention_arguments.cuh"
+#include "kernels/attention_hopper_space.h"
 #include "kernels/attention_ptx.cuh"
 
 namespace egmla::hopper {
@@ -23,7 +24,6 @@ constexpr bool kCompiled = false;
 using flash::Bf16;
 
 constexpr int kGroupThreads = 128;  // a warpgroup
-constexpr int kPanel = 64;          // columns of a panel, 128 bytes
 
 constexpr int panels(int width) {
   return (width + kPanel - 1) / kPanel;

@@ -8,7 +8,7 @@ namespace {
 constexpr const char* kName = AttentionBackward::kName;
 
 template <int QK, int V>
-using Plan = hopper::BackwardPlan<QK, V, V <= 64 ? 128 : 64>;
+using Plan = hopper::BackwardPlan<QK, V, hopper::width_class(QK, V).rows>;
 
 template <class Plan>
 void launch_plan(CudaContext& context, const hopper::BackwardArguments& p, const Operand<bf16>& out,
@@ -30,14 +30,10 @@ bool suits_hopper(CudaContext& context, const AttentionBackward& k) {
 }
 
 int64_t hopper_workspace(const AttentionBackward& k) {
-  int64_t total = 0;
-  hopper::for_widths(static_cast<int>(k.q.size(3)), static_cast<int>(k.v.size(3)), [&](auto widths) {
-    constexpr int QK = decltype(widths)::kQk, V = decltype(widths)::kV;
-    total = hopper::backward_space(k.q.size(0), k.q.size(2), k.k.size(2), k.q.size(1),
-                                   k.k_rope.defined() ? static_cast<int>(k.k_rope.size(3)) : 0, QK, Plan<QK, V>::BM)
-                .total();
-  });
-  return total;
+  return hopper::backward_space(k.q.size(0), k.q.size(2), k.k.size(2), k.q.size(1),
+                                k.k_rope.defined() ? k.k_rope.size(3) : 0,
+                                hopper::width_class(k.q.size(3), k.v.size(3)))
+      .total();
 }
 
 const float* backward_on_hopper(CudaContext& context, const BackwardArguments<bf16>& p, const Operand<bf16>& out,

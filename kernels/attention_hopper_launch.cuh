@@ -9,6 +9,7 @@
 
 #include "kernels/attention_hopper_backward.cuh"
 #include "kernels/attention_hopper_forward.cuh"
+#include "kernels/attention_hopper_space.h"
 #include "kernels/attention_widths.cuh"
 
 namespace egmla::hopper {
@@ -21,20 +22,13 @@ constexpr bool kBuilt = true;  // the build has code for sm_90a
 constexpr bool kBuilt = false;
 #endif
 
-constexpr int64_t kFewestQueries = 64;
-constexpr int64_t kMostQueriesBackward = 16384;  // the blocks of a head run at once, one on a multiprocessor
-
-// `own`: the width of a key before the shared part, which must begin with a panel; 0 where there is no such part.
-constexpr bool suits_widths(int64_t qk, int64_t own, int64_t v) {
-  return qk <= 192 && v <= 128 && own % kPanel == 0;
-}
-
-// Calls function(flash::Widths<QK, V>{}) with the narrowest of the compiled widths that holds both.
+// Calls function(flash::Widths<QK, V>{}) with the compiled widths.
 template <class F>
 void for_widths(int qk, int v, F&& function) {
-  if (qk <= 64 && v <= 64) return function(flash::Widths<64, 64>{});
-  if (qk <= 96 && v <= 64) return function(flash::Widths<96, 64>{});
-  if (qk <= 128) return function(flash::Widths<128, 128>{});
+  const WidthClass widths = width_class(qk, v);
+  if (widths.qk == 64) return function(flash::Widths<64, 64>{});
+  if (widths.qk == 96) return function(flash::Widths<96, 64>{});
+  if (widths.qk == 128) return function(flash::Widths<128, 128>{});
   function(flash::Widths<192, 128>{});
 }
 
@@ -100,25 +94,6 @@ dim3 forward_grid(const ForwardArguments& a, int multiprocessors) {
   return dim3(static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors)));
 }
 
-// Elements, of four bytes each, of the parts of the backward workspace, in this order.
-struct BackwardSpace {
-  int64_t sums, statistics, partials, turns;
-  int64_t total() const { return sums + statistics + partials + turns; }
-};
-
-constexpr int64_t rounded_to_16_bytes(int64_t elements) {
-  return (elements + 3) / 4 * 4;
-}
-
-constexpr BackwardSpace backward_space(int64_t batch, int64_t heads, int64_t key_heads, int64_t length, int rope_width,
-                                       int qk, int rows) {
-  const int64_t padded = (length + 127) / 128 * 128;
-  return {.sums = batch * heads * padded * qk,
-          .statistics = batch * heads * padded * 2,
-          .partials = rounded_to_16_bytes(batch * key_heads * length * rope_width),
-          .turns = rounded_to_16_bytes(batch * heads * padded / rows + 1)};
-}
-
 template <class Plan>
 BackwardArguments backward_arguments(const flash::BackwardArguments<Bf16>& p, int batch, float* workspace) {
   const int key_heads = p.heads / p.group;
@@ -132,7 +107,8 @@ BackwardArguments backward_arguments(const flash::BackwardArguments<Bf16>& p, in
   a.k_grad = p.k_grad;
   a.v_grad = p.v_grad;
   a.rope_width = p.k_rope.data ? p.k_rope.width : 0;
-  const BackwardSpace space = backward_space(batch, p.heads, key_heads, p.length, a.rope_width, Plan::QK, Plan::BM);
+  const BackwardSpace space =
+      backward_space(batch, p.heads, key_heads, p.length, a.rope_width, width_class(p.q.width, p.v.width));
   a.sums = workspace;
   a.statistics = a.sums + space.sums;
   a.rope_partials = a.sums + space.sums + space.statistics;
