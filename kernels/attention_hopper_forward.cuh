@@ -20,12 +20,13 @@ struct ForwardArguments {
   float scale;
 };
 
-template <int QK_, int V_>
+template <int QK_, int V_, int kGroups_ = 2>
 struct ForwardPlan {
-  static constexpr int QK = QK_, V = V_, kGroups = 2, BM = 64 * kGroups, BN = 128, kStages = 2;
+  static constexpr int QK = QK_, V = V_, kGroups = kGroups_, BM = 64 * kGroups, BN = 128;
+  static constexpr int kStages = QK * kGroups <= 192 ? 4 : QK <= 128 ? 3 : 2;  // as many as fit
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr uint32_t kQ = tile_bytes(BM, QK), kK = tile_bytes(BN, QK), kV = tile_bytes(BN, V);
-  static constexpr uint32_t kShared = 1024 + kQ + kStages * (kK + kV) + 128;  // 1024: to align
+  static constexpr uint32_t kShared = 1024 + kQ + kStages * (kK + kV) + 192;  // 1024: to align
 };
 
 // Places in shared memory.
@@ -43,10 +44,10 @@ struct ForwardMemory {
   __device__ __forceinline__ uint32_t q_full() const { return barrier(0); }
   __device__ __forceinline__ uint32_t q_empty() const { return barrier(1); }
   __device__ __forceinline__ uint32_t k_full(int slot) const { return barrier(2 + slot); }
-  __device__ __forceinline__ uint32_t k_empty(int slot) const { return barrier(4 + slot); }
-  __device__ __forceinline__ uint32_t v_full(int slot) const { return barrier(6 + slot); }
-  __device__ __forceinline__ uint32_t v_empty(int slot) const { return barrier(8 + slot); }
-  __device__ __forceinline__ uint32_t index() const { return barrier(10); }
+  __device__ __forceinline__ uint32_t k_empty(int slot) const { return barrier(2 + Plan::kStages + slot); }
+  __device__ __forceinline__ uint32_t v_full(int slot) const { return barrier(2 + 2 * Plan::kStages + slot); }
+  __device__ __forceinline__ uint32_t v_empty(int slot) const { return barrier(2 + 3 * Plan::kStages + slot); }
+  __device__ __forceinline__ uint32_t index() const { return barrier(2 + 4 * Plan::kStages); }
 };
 
 // Tiles are numbered section by section, in each the longest rows first; blocks draw them in this order.
@@ -252,6 +253,18 @@ __device__ __forceinline__ void forward_products(const ForwardArguments& p, cons
       if (n * BN + BN - 1 > row + shift) mask_future(s, row + shift - n * BN);
       if (n * BN < last_start) mask_documents(s, starts, row, p.queries - 1, n * BN);
     };
+    const int n_last = (min(row + 63, p.queries - 1) + shift) / BN;
+    for (int n = tile.n_last; n > n_last; --n) {  // keys after all of these queries, but not of another warpgroup's
+      wait(memory.k_full(ring.slot), ring.parity);
+      wait(memory.v_full(ring.slot), ring.parity);
+      if (signals) {
+        arrive(memory.k_empty(ring.slot));
+        arrive(memory.v_empty(ring.slot));
+      }
+      ring.advance();
+      turns.take();
+      turns.pass();
+    }
     wait(memory.k_full(ring.slot), ring.parity);
     turns.take();
     begin_products();
@@ -261,11 +274,11 @@ __device__ __forceinline__ void forward_products(const ForwardArguments& p, cons
     wait_products<0>();
     pin(s);
     if (signals) arrive(memory.k_empty(ring.slot));
-    mask(tile.n_last);
+    mask(n_last);
     online_softmax(s, largest, sum, rescale, scale2);
     to_operand(probability, s);
     bool keep = false;
-    for (int n = tile.n_last - 1; n >= tile.n_first; --n) {
+    for (int n = n_last - 1; n >= tile.n_first; --n) {
       const Ring<Plan::kStages> previous = ring;
       ring.advance();
       wait(memory.k_full(ring.slot), ring.parity);
@@ -325,10 +338,10 @@ __device__ __forceinline__ void forward_block(const ForwardArguments& p) {
   }
   __syncthreads();
   if (role == 0) {
-    give_registers<40>();
+    give_registers<Plan::kGroups == 2 ? 40 : 32>();
     if (threadIdx.x == 0) forward_copies<Plan>(p, memory);
   } else {
-    take_registers<232>();
+    take_registers<Plan::kGroups == 2 ? 232 : 160>();
     forward_products<Plan>(p, memory, role - 1);
   }
 }

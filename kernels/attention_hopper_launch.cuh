@@ -120,7 +120,7 @@ BackwardArguments backward_arguments(const flash::BackwardArguments<Bf16>& p, in
   a.key_heads = key_heads;
   a.own_panels = p.k_rope.data ? p.k.width / kPanel : panels(Plan::QK);
   a.tiles = (p.length + Plan::BN - 1) / Plan::BN;
-  a.pairs = (a.tiles + 1) / 2;
+  a.pairs = static_cast<int>(blocks_of_head(p.length));
   a.blocks_turn = batch * p.heads * a.tiles * Plan::kSubtiles;
   a.scale = p.scale;
   return a;

@@ -8,7 +8,11 @@ namespace egmla::hopper {
 
 constexpr int kPanel = 64;  // columns of a tile's panel in shared memory, 128 bytes
 constexpr int64_t kFewestQueries = 64;
-constexpr int64_t kMostQueriesBackward = 16384;  // the blocks of a head run at once, one on a multiprocessor
+
+// Blocks that share a head's queries backward. They wait for each other, so all must run at once, one a multiprocessor.
+constexpr int64_t blocks_of_head(int64_t length) {
+  return (length + 255) / 256;
+}
 
 // `own`: the width of a key before the shared part, which must begin with a panel; 0 where there is no such part.
 constexpr bool suits_widths(int64_t qk, int64_t own, int64_t v) {
