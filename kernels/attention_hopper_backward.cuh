@@ -244,12 +244,12 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
   __syncthreads();
   const int ticket = load_shared(memory.ticket());
   if (role == 0) {
-    give_registers<24>();
+    give_registers<Plan::QK <= 128 ? 40 : 24>();
     const int warp = static_cast<int>(threadIdx.x) / 32;
     if (threadIdx.x == 0) backward_copies<Plan>(p, memory, {p, ticket / p.pairs, ticket % p.pairs, 0});
     if (threadIdx.x % 32 == 0 && (warp == 1 || warp == 2)) backward_adds<Plan>(p, memory, warp - 1);
   } else {
-    take_registers<240>();
+    take_registers<Plan::QK <= 128 ? 232 : 240>();
     backward_products<Plan>(p, memory, ticket / p.pairs, role - 1);
   }
 }
