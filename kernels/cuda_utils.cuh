@@ -34,7 +34,39 @@ void launch_kernel(CudaContext& context, const char* name, dim3 grid, dim3 block
   context.state().check_launch(name);
 }
 
+// The same for kernels that begin with gpu::wait_for_previous(): on Hopper their blocks may be placed, and load what no
+// kernel writes, while the kernel before them in the stream still runs (programmatic dependent launch).
+template <class... Parameters, class... Args>
+void launch_chained(CudaContext& context, const char* name, dim3 grid, dim3 block, size_t shared,
+                    void (*kernel)(Parameters...), const Args&... args) {
+  if (context.state().capability < 90) return launch_kernel(context, name, grid, block, shared, kernel, args...);
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared)),
+             name);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = context.state().stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(args)...), name);
+  context.state().check_launch(name);
+}
+
 namespace gpu {
+
+// What the kernels before this one wrote may be read, and what they read be written, from here on. Every thread calls
+// it; the kernel behind this one may be placed from then on. Only for kernels started by launch_chained.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 // Calls function(T{}) with T = float or bf16.
 template <class F>

@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "infer/device.h"
 #include "lab/bench_attention.h"
+#include "lab/bench_decode.h"
 #include "lab/bench_ops.h"
 #include "lab/bench_train.h"
 
@@ -101,14 +102,57 @@ void add_ops(CLI::App& bench) {
   });
 }
 
+struct DecodeCommandOptions {
+  std::string config;
+  std::vector<std::string> overrides;
+  DecodeBenchOptions bench;
+  bool json = false;
+};
+
+void add_decode(CLI::App& bench) {
+  const auto options = std::make_shared<DecodeCommandOptions>();
+  CLI::App* command = bench.add_subcommand("decode", "Decoding with random weights, beside its floor; opens no data");
+  command->add_option("CONFIG", options->config, "configuration (YAML)")->required();
+  command
+      ->add_option("OVERRIDES", options->overrides, "for example model.attention.kv_lora_rank=64 run.fold_gate=never")
+      ->type_name("KEY=VALUE");
+  command->add_option("--batch", options->bench.batches, "sequences decoded at once")
+      ->check(CLI::PositiveNumber)
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  command->add_option("--context", options->bench.contexts, "tokens each sequence holds")
+      ->check(CLI::PositiveNumber)
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  command->add_option("--steps", options->bench.steps, "timed steps")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_flag("--largest", options->bench.largest, "also the largest batch that fits at each context");
+  command->add_option("--gb-per-s", options->bench.gb_per_s, "bandwidth of the floor; 0: what a copy reaches here")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--tflops", options->bench.tflops, "bf16 TFLOP/s of the floor on a GPU")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_flag("--json", options->json, "print JSON");
+  command->footer("Example: egmla bench decode configs/bench/1b_egmla.yaml --batch 1,32 --context 1024,8192 --largest");
+  command->callback([options] {
+    const DecodeReport report = bench_decode(load_config(options->config, options->overrides), options->bench);
+    fmt::print("{}", options->json ? decode_report_json(report) : decode_report_text(report));
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
   CLI::App* bench =
-      app.add_subcommand("bench", "Speed of this machine on training steps, attention and single kernels");
+      app.add_subcommand("bench", "Speed of this machine on training steps, decoding, attention and single kernels");
   bench->require_subcommand(1);
   bench->footer("Example: egmla bench train configs/quickstart.yaml");
   add_train(*bench);
+  add_decode(*bench);
   add_attention(*bench);
   add_ops(*bench);
 }

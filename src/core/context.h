@@ -198,6 +198,11 @@ class Context {
     category_ = category;
   }
 
+  // Bytes that tensors may still take.
+  int64_t free_memory() {
+    return capacity() - memory().in_use;
+  }
+
   // Kernels are timed while a profile is set (kernels/launch.h); null: not.
   Profile* profile() const {
     return profile_;

@@ -129,6 +129,10 @@ int cuda_device_count() {
   return 0;
 }
 
+int multiprocessors_of(CudaContext& context) {
+  return context.state().multiprocessors;
+}
+
 CudaContext::CudaContext(CudaDevice device) : state_(std::make_unique<State>()) {
   const int count = cuda_device_count();
   check(device.ordinal >= 0 && device.ordinal < count,
@@ -237,6 +241,30 @@ int64_t CudaContext::capacity() {
 
 void CudaContext::synchronize() {
   check_cuda(cudaStreamSynchronize(state_->stream), "cuda: synchronize");
+}
+
+bool CudaContext::records() const {
+  return !state_->check_every_launch;
+}
+
+void* CudaContext::record(const std::function<void()>& body) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t recording = nullptr;
+  check_cuda(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal), "cuda: begin of a recording");
+  body();
+  check_cuda(cudaStreamEndCapture(state_->stream, &graph), "cuda: end of a recording");
+  const cudaError_t status = cudaGraphInstantiate(&recording, graph, 0);
+  cudaGraphDestroy(graph);
+  check_cuda(status, "cuda: a recording");
+  return recording;
+}
+
+void CudaContext::replay(void* recording) {
+  check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), state_->stream), "cuda: replay of a recording");
+}
+
+void CudaContext::forget(void* recording) {
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording));
 }
 
 const char* CudaContext::name() const {

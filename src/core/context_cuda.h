@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 namespace egmla {
@@ -33,6 +34,13 @@ class CudaContext {
   const char* name() const;  // the card's name
   MemoryUse& memory();
 
+  // Kernels that `body` launches, recorded instead of run; replay() runs them all. Nothing may be allocated anew.
+  // records(): false while every launch is waited for.
+  bool records() const;
+  void* record(const std::function<void()>& body);
+  void replay(void* recording);
+  static void forget(void* recording);
+
   // What the back end's own files need (streams, cuBLASLt handle); defined in core/cuda_state.h.
   struct State;
   State& state() { return *state_; }
@@ -43,5 +51,8 @@ class CudaContext {
 
 // Number of usable CUDA devices; 0 without a driver.
 int cuda_device_count();
+
+// How many multiprocessors run blocks side by side.
+int multiprocessors_of(CudaContext& context);
 
 }  // namespace egmla

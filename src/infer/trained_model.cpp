@@ -56,6 +56,7 @@ TrainedModel load_trained_model(const std::string& path, const std::vector<std::
   out.model = std::make_unique<Transformer>(out.config.model);
   out.model->allocate(*out.context, compute_dtype(out.config.run.precision, *out.context));
   load_weights(out.model->parameters(), reader, out.checkpoint);
+  out.model->set_gate_folding(out.config.run.fold_gate);
   return out;
 }
 

@@ -227,6 +227,7 @@ const std::vector<std::string>& resumable_keys() {
       "run.device",
       "run.precision",
       "run.attention_backend",
+      "run.fold_gate",
       "run.peak_tflops",
       "run.memory_limit_gib",
       "train.max_steps",

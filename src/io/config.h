@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "data/data_config.h"
+#include "nn/gate_folding.h"
 #include "nn/model_config.h"
 #include "nn/recompute.h"
 #include "optim/optim_config.h"
@@ -24,6 +25,7 @@ struct RunConfig {
   DeviceChoice device = DeviceChoice::automatic;
   Precision precision = Precision::automatic;
   AttentionBackend attention_backend = AttentionBackend::automatic;
+  GateFolding fold_gate = GateFolding::automatic;
   std::string init_from;        // checkpoint or Hugging Face directory; empty: random weights
   double peak_tflops = 0;       // dense bf16 TFLOP/s that MFU counts against; 0: of the known card
   double memory_limit_gib = 0;  // most that tensors may take of the device's memory; 0: all

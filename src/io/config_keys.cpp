@@ -17,6 +17,8 @@ const EnumNames<Precision> kPrecisions = {
     {Precision::automatic, "auto"}, {Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}};
 const EnumNames<AttentionBackend> kAttentionBackends = {
     {AttentionBackend::automatic, "auto"}, {AttentionBackend::native, "native"}, {AttentionBackend::cudnn, "cudnn"}};
+const EnumNames<GateFolding> kGateFoldings = {
+    {GateFolding::automatic, "auto"}, {GateFolding::always, "always"}, {GateFolding::never, "never"}};
 const EnumNames<Recompute> kRecomputes = {
     {Recompute::none, "none"}, {Recompute::light, "light"}, {Recompute::full, "full"}};
 const EnumNames<AttentionType> kAttentionTypes = {
@@ -112,6 +114,10 @@ Rows run_keys() {
                 kPrecisions),
       EGMLA_KEY(run.attention_backend, "attention kernels on a GPU; auto: the faster deterministic one",
                 kAttentionBackends),
+      EGMLA_KEY(
+          run.fold_gate,
+          "decoding multiplies EG-MLA's gate out into a table of all tokens; auto: where it pays and memory allows",
+          kGateFoldings),
       EGMLA_KEY(run.init_from, "checkpoint or Hugging Face directory whose weights start the run; null: random"),
       EGMLA_KEY(run.peak_tflops, "dense bf16 TFLOP/s of the device, for MFU; 0: from the table of known cards",
                 at_least(0)),

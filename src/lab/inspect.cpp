@@ -55,6 +55,7 @@ Inspection inspect(const Config& config, int processes) {
   out.matmul = model.matmul_parameters();
   out.cache_elements = model.cache_elements();
   out.cache_bytes = out.cache_elements * static_cast<int64_t>(size_of(dtype));
+  out.cache_statistics_bytes = model.cache_statistics() * static_cast<int64_t>(sizeof(float));
   const int64_t width = config.model.attention.type == AttentionType::mha ? config.model.mha_head_dim()
                                                                           : config.model.attention.v_head_dim;
   out.mha_cache_elements = 2 * config.model.num_hidden_layers * config.model.num_attention_heads * width;
@@ -81,6 +82,7 @@ std::string inspection_text(const Config& config, const Inspection& found) {
            "{:+.1f}%",
            100.0 * (static_cast<double>(found.cache_elements) / static_cast<double>(found.mha_cache_elements) - 1)));
   number("  bytes", found.cache_bytes);
+  if (found.cache_statistics_bytes) number("  bytes of statistics", found.cache_statistics_bytes);
   line("FLOPs per token", fmt::format("{:.4g}", found.flops_per_token));
   const std::string share =
       found.processes > 1 ? fmt::format(", one of {}, ZeRO {}", found.processes, config.parallel.zero_stage) : "";
@@ -104,6 +106,7 @@ std::string inspection_json(const Inspection& found) {
                                       {"cache",
                                        {{"elements_per_token", found.cache_elements},
                                         {"bytes_per_token", found.cache_bytes},
+                                        {"statistics_bytes_per_token", found.cache_statistics_bytes},
                                         {"mha_elements_per_token", found.mha_cache_elements}}},
                                       {"flops", {{"per_token", found.flops_per_token}}},
                                       {"memory",

@@ -13,6 +13,7 @@ struct Inspection {
   int64_t cache_elements = 0;      // per token, all layers
   int64_t mha_cache_elements = 0;  // of MHA with the same heads and value width
   int64_t cache_bytes = 0;         // per token in the compute type
+  int64_t cache_statistics_bytes = 0;  // beside them, of the gates' norms, when decoding (f32)
   double flops_per_token = 0;      // forward and backward, matrix products alone
   MemoryPlan memory;
   int processes = 1;

@@ -1,5 +1,7 @@
 #include "nn/attention_egmla.h"
 
+#include "kernels/layout.h"
+
 namespace egmla {
 namespace {
 
@@ -25,12 +27,16 @@ std::pair<Var, Var> split_key_value(const Var& kv, int64_t heads, int64_t nope, 
 }
 
 Gate::Gate(const ModelConfig& model, int64_t layer, ParameterStore& store)
-    : config_(model.attention.gate), nope_(model.attention.qk_nope_head_dim), value_(model.attention.v_head_dim) {
+    : config_(model.attention.gate),
+      heads_(model.num_attention_heads),
+      nope_(model.attention.qk_nope_head_dim),
+      value_(model.attention.v_head_dim) {
   const auto name = [](int64_t l, const char* what) { return fmt::format("model.layers.{}.self_attn.{}", l, what); };
   const int64_t H = model.num_attention_heads, group_first = layer / config_.share_layers * config_.share_layers;
   const bool has_k = config_.targets != GateTargets::v, has_v = config_.targets != GateTargets::k;
   const int64_t per_head = (has_k ? nope_ : 0) + (has_v ? value_ : 0);
   const int64_t features = in_latent() ? model.attention.kv_lora_rank : H * per_head;
+  features_ = features;
 
   const std::string table = name(group_first, "gate_embed.weight");
   table_ = store.find(table);
@@ -93,8 +99,17 @@ ops::GateOptions Gate::options() const {
   return options;
 }
 
-Var Gate::modulate(const Var& u, const Var& g, const NormWeights& norm) const {
-  return ops::gate(u, g, norm.weight, norm.bias, options());
+Var Gate::modulate(const Var& u, const Var& g, const NormWeights& norm, LayerCache* cache, size_t number) const {
+  ops::GateMoments moments;
+  const Var out = ops::gate(u, g, norm.weight, norm.bias, options(), &moments);
+  if (!cache || !moments.mean.defined()) return out;
+  const int64_t B = u.shape()[0], T = u.shape()[1];
+  const auto store = [&](const Tensor& target, const Tensor& values) {
+    launch(u.context(), Copy{.out = target.view().middle(0, T), .x = values.reshaped({B, T, groups()}).view()});
+  };
+  store(cache->mean[number], moments.mean);
+  store(cache->rstd[number], moments.rstd);
+  return out;
 }
 
 Var Gate::apply(const Var& c, const ops::TokenIndex& tokens) {
@@ -112,12 +127,12 @@ Var Gate::apply(const Var& c, const ops::TokenIndex& tokens) {
       .front();
 }
 
-std::pair<Var, Var> Gate::apply(const Var& kv, int64_t heads, const ops::TokenIndex& tokens) {
+std::pair<Var, Var> Gate::apply(const Var& kv, int64_t heads, const ops::TokenIndex& tokens, LayerCache* cache) {
   Tape& tape = *kv.tape;
   const Var g = ops::small_linear(ops::embedding(tape, tokens, *table_), *up_);
   const auto by_head = [heads](const View& view) { return view.split_heads(heads); };
   if (config_.targets == GateTargets::kv && config_.norm != GateNormType::separate) {
-    const Var gated = modulate(tape.windows(kv, {by_head}).front(), tape.windows(g, {by_head}).front(), all_);
+    const Var gated = modulate(tape.windows(kv, {by_head}).front(), tape.windows(g, {by_head}).front(), all_, cache);
     const auto columns = [](int64_t begin, int64_t width) {
       return [=](const View& view) { return view.columns(begin, width); };
     };
@@ -127,11 +142,11 @@ std::pair<Var, Var> Gate::apply(const Var& kv, int64_t heads, const ops::TokenIn
   auto [k, v] = split_key_value(kv, heads, nope_, value_);
   if (config_.targets == GateTargets::kv) {
     const auto [g_k, g_v] = split_key_value(g, heads, nope_, value_);
-    return {modulate(k, g_k, k_), modulate(v, g_v, v_)};
+    return {modulate(k, g_k, k_, cache, 0), modulate(v, g_v, v_, cache, 1)};
   }
   const Var g_heads = tape.windows(g, {by_head}).front();
-  if (config_.targets == GateTargets::k) return {modulate(k, g_heads, all_), v};
-  return {k, modulate(v, g_heads, all_)};
+  if (config_.targets == GateTargets::k) return {modulate(k, g_heads, all_, cache), v};
+  return {k, modulate(v, g_heads, all_, cache)};
 }
 
 }  // namespace egmla

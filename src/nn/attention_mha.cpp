@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/decode_attention.h"
+#include "kernels/decode_cache.h"
 #include "kernels/layout.h"
 
 namespace egmla {
@@ -34,13 +36,37 @@ Var MhaAttention::forward(const Var& x, const Batch& batch, LayerCache* cache) {
   if (cache) {
     const int64_t T = batch.length(), total = batch.past + T;
     launch(tape.context(),
-           Copy{.out = cache->data.view().middle(batch.past, T), .x = qkv.view().columns(H * d, 2 * G * d)});
-    const View rows = cache->data.view().middle(0, total);
-    k = tape.constant(cache->data.with_view(rows.columns(0, G * d).split_heads(G)));
-    v = tape.constant(cache->data.with_view(rows.columns(G * d, G * d).split_heads(G)));
+           Copy{.out = cache->rows.view().middle(batch.past, T), .x = qkv.view().columns(H * d, 2 * G * d)});
+    const View rows = cache->rows.view().middle(0, total);
+    k = tape.constant(cache->rows.with_view(rows.columns(0, G * d).split_heads(G)));
+    v = tape.constant(cache->rows.with_view(rows.columns(G * d, G * d).split_heads(G)));
   }
   const Var o = ops::attention(q, k, nullptr, v, batch.document_start, 1.0 / std::sqrt(static_cast<double>(d)));
   return ops::linear(o, *out_);
+}
+
+View MhaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer) {
+  Context& context = state.context();
+  const int64_t B = state.sequences(), H = heads_, G = kv_heads_, d = width_;
+  const View qkv = state.buffer("qkv", {B, (H + 2 * G) * d});
+  decode_project(state, "qkv", in, *qkv_, qkv);
+  const View q = qkv.columns(0, H * d).split_heads(H), cache = state.layers[layer].rows.view();
+  launch(context, DecodeAppend{.cache = cache,
+                               .q_out = q,
+                               .q = q,
+                               .rows = qkv.columns(H * d, 2 * G * d),
+                               .cos = rope_.cos.view(),
+                               .sin = rope_.sin.view(),
+                               .positions = state.positions.view(),
+                               .key_begin = 0,
+                               .key_heads = G,
+                               .interleave = rope_.interleave});
+  const View mixed = state.buffer("mixed", {B, H, d});
+  decode_attention(state, q, cache.columns(0, G * d).split_heads(G), cache.columns(G * d, G * d).split_heads(G), mixed,
+                   1.0 / std::sqrt(static_cast<double>(d)));
+  const View out = state.buffer("attention", {B, in.x.size(1)});
+  decode_project(state, "attention", {.x = make_view(mixed.data, {B, H * d}, mixed.dtype)}, *out_, out);
+  return out;
 }
 
 }  // namespace egmla

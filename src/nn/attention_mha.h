@@ -9,8 +9,10 @@ class MhaAttention : public Attention {
  public:
   MhaAttention(const ModelConfig& model, const std::string& path, ParameterStore& store);
   Var forward(const Var& x, const Batch& batch, LayerCache* cache) override;
+  View step(const DecodeInput& in, DecodeState& state, size_t layer) override;
   int64_t cache_width() const override { return 2 * kv_heads_ * width_; }
   double attention_flops(int64_t T) const override;
+  double decode_flops(bool) const override { return static_cast<double>(4 * heads_ * width_); }
   int64_t rope_width() const override { return width_; }
 
  private:

@@ -2,7 +2,10 @@
 
 #include <cmath>
 
+#include "kernels/decode_cache.h"
+#include "kernels/decode_heads.h"
 #include "kernels/layout.h"
+#include "kernels/norm.h"
 
 namespace egmla {
 namespace {
@@ -70,23 +73,104 @@ MlaAttention::Projected MlaAttention::project(const Var& x, const Batch& batch) 
 void MlaAttention::through_cache(Projected& newest, const Batch& batch, LayerCache& cache) const {
   Tape& tape = *newest.q.tape;
   const int64_t B = batch.rows(), T = batch.length(), total = batch.past + T;
-  const View rows = cache.data.view().middle(batch.past, T), all = cache.data.view().middle(0, total);
+  const View rows = cache.rows.view().middle(batch.past, T), all = cache.rows.view().middle(0, total);
   launch(tape.context(), Copy{.out = rows.columns(0, latent_), .x = newest.c.view()});
   launch(tape.context(), Copy{.out = rows.columns(latent_, rope_width_).split_heads(1), .x = newest.k_rope.view()});
-  const Tensor c = Tensor::empty(tape.context(), {B, total, latent_}, cache.data.dtype());
+  const Tensor c = Tensor::empty(tape.context(), {B, total, latent_}, cache.rows.dtype());
   launch(tape.context(), Copy{.out = c.view(), .x = all.columns(0, latent_)});
   newest.c = tape.constant(c);
-  newest.k_rope = tape.constant(cache.data.with_view(all.columns(latent_, rope_width_).split_heads(1)));
+  newest.k_rope = tape.constant(cache.rows.with_view(all.columns(latent_, rope_width_).split_heads(1)));
 }
 
 Var MlaAttention::forward(const Var& x, const Batch& batch, LayerCache* cache) {
   Projected p = project(x, batch);
   if (cache) through_cache(p, batch, *cache);
   const Var kv = ops::small_linear(p.c, *kv_up_);  // [B, T, H (d_n | d_v)]
-  const auto [k, v] = gate_ && !gate_->in_latent() ? gate_->apply(kv, heads_, cache ? batch.all_tokens : batch.tokens)
-                                                   : split_key_value(kv, heads_, nope_, value_);
-  const double scale = 1.0 / std::sqrt(static_cast<double>(nope_ + rope_width_));
-  return ops::linear(ops::attention(p.q, k, &p.k_rope, v, batch.document_start, scale), *out_);
+  const auto [k, v] = rebuilds() ? gate_->apply(kv, heads_, cache ? batch.all_tokens : batch.tokens, cache)
+                                 : split_key_value(kv, heads_, nope_, value_);
+  return ops::linear(ops::attention(p.q, k, &p.k_rope, v, batch.document_start, scale()), *out_);
+}
+
+double MlaAttention::decode_flops(bool folded) const {
+  if (!rebuilds()) return static_cast<double>(2 * heads_ * (2 * latent_ + rope_width_));
+  const int64_t up = latent_ * heads_ * (nope_ + value_), gate = folded ? 0 : gate_->features() * gate_->embed_dim();
+  return static_cast<double>(2 * (up + gate + heads_ * (nope_ + rope_width_ + value_)));
+}
+
+double MlaAttention::scale() const {
+  return 1.0 / std::sqrt(static_cast<double>(nope_ + rope_width_));
+}
+
+Attention::CachedStatistics MlaAttention::cached_statistics() const {
+  return rebuilds() ? CachedStatistics{.tensors = gate_->norms(), .groups = gate_->groups()} : CachedStatistics{};
+}
+
+Tensor MlaAttention::fold_gate(Context& context) const {
+  return rebuilds() ? gate_->fold(context) : Tensor{};
+}
+
+View MlaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer) {
+  Context& context = state.context();
+  const int64_t B = state.sequences(), H = heads_, dc = latent_, dr = rope_width_, dn = nope_;
+  const int64_t query = query_latent_ ? query_latent_ : H * (dn + dr);
+  const View down = state.buffer("down", {B, query + dc + dr}), newest = down.columns(query, dc + dr);
+  decode_project(state, "down", in, *down_, down);
+  View q = down.columns(0, query);
+  if (query_latent_) {
+    const View up = state.buffer("q", {B, H * (dn + dr)});
+    decode_project(state, "q", {.x = q, .norm_weight = q_norm_->value, .eps = kLatentNormEps}, *q_up_, up);
+    q = up;
+  }
+  q = q.split_heads(H);
+  const DecodeInput latent{.x = newest.columns(0, dc), .norm_weight = c_norm_->value, .eps = kLatentNormEps};
+  const bool gated_latent = gate_ && gate_->in_latent();
+  if (gated_latent) {
+    const View c = state.buffer("latent", {B, dc});
+    launch(context, RmsNormForward{.out = c,
+                                   .rstd = state.buffer("rstd", {B}, state.statistics()),
+                                   .residual_out = {},
+                                   .x = latent.x,
+                                   .residual = {},
+                                   .weight = latent.norm_weight,
+                                   .eps = latent.eps});
+    gate_->step_latent(state, c, latent.x);
+  }
+  const View q_latent = rebuilds() ? View{} : state.buffer("q_latent", {B, H, dc + dr});
+  const View cache = state.layers[layer].rows.view(), mixed = state.buffer("mixed", {B, H, value_});
+  launch(context, DecodeAppend{.cache = cache,
+                               .q_out = rebuilds() ? q.columns(dn, dr) : q_latent.columns(dc, dr),
+                               .q = q.columns(dn, dr),
+                               .rows = newest,
+                               .norm_weight = gated_latent ? View{} : latent.norm_weight,
+                               .cos = rope_.cos.view(),
+                               .sin = rope_.sin.view(),
+                               .positions = state.positions.view(),
+                               .key_begin = dc,
+                               .key_heads = 1,
+                               .eps = kLatentNormEps,
+                               .interleave = rope_.interleave});
+  if (rebuilds()) {
+    gate_->step(state, layer, latent, *kv_up_, q, mixed, scale());
+  } else {
+    step_absorbed(state, q, q_latent, cache, mixed);
+  }
+  const View out = state.buffer("attention", {B, in.x.size(1)});
+  decode_project(state, "attention", {.x = make_view(mixed.data, {B, H * value_}, mixed.dtype)}, *out_, out);
+  return out;
+}
+
+void MlaAttention::step_absorbed(DecodeState& state, const View& q, const View& q_latent, const View& cache,
+                                 const View& out) const {
+  Context& context = state.context();
+  const int64_t B = state.sequences(), H = heads_, dc = latent_;
+  const View up = make_view(kv_up_->value.data, {H, nope_ + value_, dc}, kv_up_->value.dtype);
+  launch(
+      context,
+      HeadLinear{
+          .out = q_latent.columns(0, dc), .x = q.columns(0, nope_), .weight = up.middle(0, nope_), .transpose = true});
+  const View mixed = state.buffer("mixed_latent", {B, H, dc}), rows = cache.split_heads(1);
+  decode_attention(state, q_latent, rows, rows.columns(0, dc), mixed, scale());
+  launch(context, HeadLinear{.out = out, .x = mixed, .weight = up.middle(nope_, value_)});
 }
 
 }  // namespace egmla

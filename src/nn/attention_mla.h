@@ -13,8 +13,13 @@ class MlaAttention : public Attention {
   // `gate` may be null: MLA.
   MlaAttention(const ModelConfig& model, const std::string& path, ParameterStore& store, std::unique_ptr<Gate> gate);
   Var forward(const Var& x, const Batch& batch, LayerCache* cache) override;
+  View step(const DecodeInput& in, DecodeState& state, size_t layer) override;
   int64_t cache_width() const override { return latent_ + rope_width_; }
+  CachedStatistics cached_statistics() const override;
+  Tensor fold_gate(Context& context) const override;
+  int64_t folded_features() const override { return rebuilds() ? gate_->features() : 0; }
   double attention_flops(int64_t T) const override;
+  double decode_flops(bool folded) const override;
   int64_t rope_width() const override { return rope_width_; }
 
  private:
@@ -25,6 +30,11 @@ class MlaAttention : public Attention {
   Projected project(const Var& x, const Batch& batch);
   // Stores c and k_rope and replaces them by those of all tokens.
   void through_cache(Projected& newest, const Batch& batch, LayerCache& cache) const;
+  // Queries against latents instead of keys, mixed latents instead of values: W^UKV is applied once a head, not once a
+  // cached token.
+  void step_absorbed(DecodeState& state, const View& q, const View& q_latent, const View& cache, const View& out) const;
+  bool rebuilds() const { return gate_ && !gate_->in_latent(); }
+  double scale() const;
 
   int64_t heads_, nope_, rope_width_, value_, latent_, query_latent_;  // H, d_n, d_r, d_v, d_c, q_lora_rank (0: none)
   Parameter* down_;                                // [q | c | k^R, D]: q_proj or q_a_proj, then kv_a_proj_with_mqa

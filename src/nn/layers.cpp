@@ -1,5 +1,6 @@
 #include "nn/layers.h"
 
+#include "kernels/elementwise.h"
 #include "nn/attention.h"
 
 namespace egmla {
@@ -28,6 +29,29 @@ FeedForward::FeedForward(const ModelConfig& model, const std::string& path, Para
 Var FeedForward::operator()(const Var& x) const {
   const Var hidden = ops::linear(x, *up_);
   return type_ == FfnType::swiglu ? ops::swiglu_linear(hidden, *down_) : ops::linear(ops::gelu(hidden), *down_);
+}
+
+DecodeInput Norm::input(const View& x, const View& delta, const View& sum) const {
+  return {.x = x,
+          .delta = delta,
+          .sum = sum,
+          .norm_weight = weight_->value,
+          .norm_bias = bias_ ? bias_->value : View{},
+          .eps = eps_};
+}
+
+View FeedForward::step(const DecodeInput& in, DecodeState& state) const {
+  const bool swiglu = type_ == FfnType::swiglu;
+  const int64_t B = state.sequences(), F = down_->value.size(1);
+  const View hidden = state.buffer("ffn.hidden", {B, F}), out = state.buffer("ffn.out", {B, down_->value.size(0)});
+  decode_project(state, "ffn", in, *up_, hidden, swiglu);
+  View active = hidden;
+  if (!swiglu) {
+    active = state.buffer("ffn.active", {B, F});
+    launch(state.context(), GeluForward{.out = active, .x = hidden});
+  }
+  decode_project(state, "ffn.out", {.x = active}, *down_, out);
+  return out;
 }
 
 }  // namespace egmla

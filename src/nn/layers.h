@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "nn/decode_ops.h"
 #include "nn/model_config.h"
 #include "nn/parameter_store.h"
 #include "ops/ops.h"
@@ -19,6 +20,8 @@ class Norm {
   std::pair<Var, Var> after_sum(const Var& x, const Var& delta) const {
     return ops::add_norm(x, delta, *weight_, bias_, eps_);
   }
+  // A decoding step's norm of x + delta, taken by the product behind it; the sum goes to `sum`.
+  DecodeInput input(const View& x, const View& delta, const View& sum) const;
 
  private:
   double eps_;
@@ -31,6 +34,8 @@ class FeedForward {
  public:
   FeedForward(const ModelConfig& model, const std::string& path, ParameterStore& store);
   Var operator()(const Var& x) const;
+  // A decoding step: [B, D], a buffer of the state.
+  View step(const DecodeInput& in, DecodeState& state) const;
 
  private:
   FfnType type_;

@@ -211,6 +211,12 @@ void ParameterStore::spread_own(const Tensor& own, const Tensor& whole) const {
   }
 }
 
+void ParameterStore::drop_training_copies() {
+  for (Entry& entry : entries_) entry.parameter.grad = View{};
+  grad_ = Tensor{};
+  if (working_.defined()) master_ = Tensor{};
+}
+
 void ParameterStore::begin_step() {
   for (Entry& entry : entries_) entry.parameter.begin_step();
 }

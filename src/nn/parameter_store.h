@@ -81,7 +81,7 @@ class ParameterStore {
   // Takes memory; `compute` is the dtype ops read (f32, f64 or bf16). `own` is what this process updates, everything
   // where it is empty.
   void allocate(Context& context, DType compute, std::vector<OwnPart> own = {});
-  bool allocated() const { return master_.defined(); }
+  bool allocated() const { return master_.defined() || working_.defined(); }
   // Draws every tensor from (seed, its path): independent of order, layout and world size.
   void initialize(uint64_t seed);
 
@@ -91,11 +91,15 @@ class ParameterStore {
   // Takes over image() after write(): rounds it into the working copy, and keeps what this process updates.
   void refresh_working();
 
+  // For inference: gives back the gradients, and the master copy where ops read a working copy. No training, reading
+  // or writing after it.
+  void drop_training_copies();
+
   // A step begins: gradients are overwritten by their first writer. It ends: what nothing wrote is zero.
   void begin_step();
   void end_step();
 
-  Context& context() const { return master_.context(); }
+  Context& context() const { return (working_.defined() ? working_ : master_).context(); }
   const Tensor& master() const { return master_; }
   const Tensor& grad() const { return grad_; }
   const Tensor& working() const { return working_; }  // undefined when ops read the master copy

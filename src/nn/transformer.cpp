@@ -1,5 +1,6 @@
 #include "nn/transformer.h"
 
+#include "kernels/decode_cache.h"
 #include "kernels/embedding.h"
 #include "kernels/layout.h"
 
@@ -87,11 +88,77 @@ Tensor Transformer::next_logits(const Batch& batch, std::vector<LayerCache>& cac
   return ops::head_logits(last, *head_);
 }
 
-std::vector<LayerCache> Transformer::make_caches(int64_t B, int64_t capacity) const {
-  std::vector<LayerCache> caches;
-  for (const Block& block : blocks_)
-    caches.push_back({Tensor::zeros(store_.context(), {B, capacity, block.attention->cache_width()}, dtype_)});
-  return caches;
+DecodeState Transformer::make_decode_state(int64_t B, int64_t capacity) const {
+  Context& context = store_.context();
+  const OpScope op(context, "decode");
+  const MemoryScope memory(context, MemoryCategory::cache);
+  DecodeState state(context, dtype_, B, capacity);
+  if (model_.gated()) state.ids = Tensor::zeros(context, {B, capacity}, DType::i32);
+  for (const Block& block : blocks_) {
+    LayerCache cache{Tensor::zeros(context, {B, capacity, block.attention->cache_width()}, dtype_), {}, {}};
+    const Attention::CachedStatistics statistics = block.attention->cached_statistics();
+    for (int64_t i = 0; i < statistics.tensors; ++i) {
+      cache.mean.push_back(Tensor::zeros(context, {B, capacity, statistics.groups}, state.statistics()));
+      cache.rstd.push_back(Tensor::zeros(context, {B, capacity, statistics.groups}, state.statistics()));
+    }
+    state.layers.push_back(std::move(cache));
+  }
+  return state;
+}
+
+std::vector<Tensor> Transformer::fold_gates() const {
+  std::vector<Tensor> tables;
+  for (const Block& block : blocks_) {
+    const Tensor table = block.attention->fold_gate(store_.context());
+    if (table.defined()) tables.push_back(table);
+  }
+  return tables;
+}
+
+int64_t Transformer::folded_features() const {
+  int64_t sum = 0;
+  for (const Block& block : blocks_) sum += block.attention->folded_features();
+  return sum;
+}
+
+View Transformer::decode_step(DecodeState& state) {
+  const int64_t B = state.sequences(), D = model_.hidden_size;
+  const View sums[2] = {state.buffer("residual.0", {B, D}), state.buffer("residual.1", {B, D})};
+  size_t turn = 0;
+  const auto next_sum = [&] { return sums[turn++ % 2]; };
+  if (state.ids.defined())
+    launch(state.context(),
+           RecordToken{.ids = state.ids.view(), .tokens = state.tokens.view(), .positions = state.positions.view()});
+  const Norm& first = blocks_.empty() ? *final_norm_ : blocks_.front().attention_norm;
+  DecodeInput in = first.input(embedding_->value, View{}, next_sum());
+  in.ids = state.tokens.view();
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const Block& block = blocks_[layer];
+    const Norm& next = layer + 1 < blocks_.size() ? blocks_[layer + 1].attention_norm : *final_norm_;
+    const View mixed = block.attention->step(in, state, layer);
+    in = block.ffn_norm.input(in.sum, mixed, next_sum());
+    const View hidden = block.ffn.step(in, state);
+    in = next.input(in.sum, hidden, next_sum());
+  }
+  const View logits = state.buffer("logits", {B, model_.vocab_size});
+  decode_project(state, "logits", in, *head_, logits);
+  launch(state.context(), GreedyStep{.tokens = state.tokens.view(),
+                                     .positions = state.positions.view(),
+                                     .logits = logits,
+                                     .capacity = state.capacity()});
+  return logits;
+}
+
+double Transformer::decode_flops(bool folded) const {
+  double sum = 0;
+  for (const Block& block : blocks_) sum += block.attention->decode_flops(folded);
+  return sum;
+}
+
+int64_t Transformer::cache_statistics() const {
+  int64_t sum = 0;
+  for (const Block& block : blocks_) sum += block.attention->cached_statistics().numbers();
+  return sum;
 }
 
 int64_t Transformer::cache_elements() const {

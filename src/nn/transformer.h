@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nn/attention.h"
+#include "nn/gate_folding.h"
 #include "nn/layers.h"
 #include "nn/recompute.h"
 
@@ -33,8 +34,17 @@ class Transformer {
   Tensor logits(const Tensor& hidden) { return ops::head_logits(hidden, *head_); }
   // Logits [B, 1, V] of the last token of each row, through the caches (one a layer).
   Tensor next_logits(const Batch& batch, std::vector<LayerCache>& caches);
-  // An empty cache for B sequences of up to `capacity` tokens.
-  std::vector<LayerCache> make_caches(int64_t B, int64_t capacity) const;
+  // Empty caches for B sequences of up to `capacity` tokens.
+  DecodeState make_decode_state(int64_t B, int64_t capacity) const;
+  // W^UE E_l of every layer, for DecodeState::tables; empty where nothing is rebuilt by token. Their columns together.
+  std::vector<Tensor> fold_gates() const;
+  int64_t folded_features() const;
+  // Whether decoding folds them (run.fold_gate). Never until set, so that samples during training take no memory.
+  void set_gate_folding(GateFolding folding) { gate_folding_ = folding; }
+  GateFolding gate_folding() const { return gate_folding_; }
+  // Feeds every sequence its token at its position. Returns the logits [B, V]; afterwards tokens holds the most
+  // probable next ones and positions have moved on.
+  View decode_step(DecodeState& state);
 
   const ModelConfig& config() const { return model_; }
   ParameterStore& parameters() { return store_; }
@@ -43,6 +53,10 @@ class Transformer {
 
   // Cached elements per token, all layers.
   int64_t cache_elements() const;
+  // FLOPs of a decoding step for each cached token, all layers (its products with weights are 2 x matmul_parameters).
+  double decode_flops(bool folded) const;
+  // Numbers of f32 statistics cached beside them, per token, all layers.
+  int64_t cache_statistics() const;
   // Weights that enter a matrix product (tied embeddings once, as the head).
   int64_t matmul_parameters() const;
   // FLOPs of matrix products per token, forward and backward: 6 x matmul_parameters + 3 x attention, causal as half.
@@ -64,6 +78,7 @@ class Transformer {
   ParameterStore store_;
   DType dtype_ = DType::f32;
   Recompute recompute_ = Recompute::none;
+  GateFolding gate_folding_ = GateFolding::never;
   Parameter* embedding_ = nullptr;
   std::vector<Block> blocks_;
   std::unique_ptr<Norm> final_norm_;

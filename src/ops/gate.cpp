@@ -5,7 +5,8 @@
 
 namespace egmla::ops {
 
-Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const GateOptions& options) {
+Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const GateOptions& options,
+         GateMoments* moments) {
   const bool normed = options.norm != GateNorm::none;
   check(u.shape().rank() == 4 && u.shape() == g.shape(), "gate: u and g must be [B,T,H,w] alike; u is {}, g is {}",
         u.shape().text(), g.shape().text());
@@ -32,6 +33,7 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
   const int64_t groups = options.norm == GateNorm::per_head ? H : 1;
   const Tensor mean = normed ? Tensor::empty(context, {N, groups}, statistics) : Tensor{};
   const Tensor rstd = normed ? Tensor::empty(context, {N, groups}, statistics) : Tensor{};
+  if (moments) *moments = {mean, rstd};
   // Run again, it leaves the statistics as they are.
   const auto forward = [=](const Tensor& u_value, const Tensor& g_value) {
     Tensor out = Tensor::empty(u_value.context(), u_value.shape(), u_value.dtype());

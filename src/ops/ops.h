@@ -60,7 +60,12 @@ struct GateOptions {
   GateActivation activation = GateActivation::none;
   GateNorm norm = GateNorm::joint;
 };
-Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const GateOptions& options);
+// Mean and 1 / standard deviation of each token's norm, [B T, G] with G 1 or H.
+struct GateMoments {
+  Tensor mean, rstd;
+};
+Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const GateOptions& options,
+         GateMoments* moments = nullptr);
 
 // x [N, 2F] = [gate | up] -> silu(gate) * up [N, F].
 Var swiglu(const Var& x);

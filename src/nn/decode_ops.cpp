@@ -1,0 +1,87 @@
+#include "nn/decode_ops.h"
+
+#include "kernels/decode_attention.h"
+#include "kernels/decode_linear.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/norm.h"
+
+namespace egmla {
+namespace {
+
+// The normalised rows of an input, written down.
+View prepare(DecodeState& state, const std::string& name, const DecodeInput& input) {
+  Context& context = state.context();
+  const int64_t B = state.sequences(), K = input.x.size(1);
+  View x = input.x;
+  if (input.ids.defined()) {
+    x = input.sum.defined() ? input.sum : state.buffer(name + ".rows", {B, K});
+    launch(context, EmbeddingForward{.out = x, .table = input.x, .ids = input.ids});
+  }
+  if (!input.norm_weight.defined()) return x;
+  const View out = state.buffer(name + ".normed", {B, K});
+  const View rstd = state.buffer("rstd", {B}, state.statistics());
+  const View sum = input.delta.defined() ? input.sum : View{};
+  if (!input.norm_bias.defined()) {
+    launch(context, RmsNormForward{.out = out,
+                                   .rstd = rstd,
+                                   .residual_out = sum,
+                                   .x = x,
+                                   .residual = input.delta,
+                                   .weight = input.norm_weight,
+                                   .eps = input.eps});
+    return out;
+  }
+  launch(context, LayerNormForward{.out = out,
+                                   .mean = state.buffer("mean", {B}, state.statistics()),
+                                   .rstd = rstd,
+                                   .residual_out = sum,
+                                   .x = x,
+                                   .residual = input.delta,
+                                   .weight = input.norm_weight,
+                                   .bias = input.norm_bias,
+                                   .eps = input.eps});
+  return out;
+}
+
+}  // namespace
+
+void decode_project(DecodeState& state, const std::string& name, const DecodeInput& input, const Parameter& weight,
+                    const View& out, bool swiglu) {
+  Context& context = state.context();
+  if (context.is_cpu() || state.sequences() <= kDecodeLinearRows) {
+    launch(context, DecodeLinear{.out = out,
+                                 .sum = input.sum,
+                                 .x = input.x,
+                                 .ids = input.ids,
+                                 .delta = input.delta,
+                                 .norm_weight = input.norm_weight,
+                                 .norm_bias = input.norm_bias,
+                                 .weight = weight.value,
+                                 .eps = input.eps,
+                                 .swiglu = swiglu});
+    return;
+  }
+  const View x = prepare(state, name, input);
+  const View y = swiglu ? state.buffer(name + ".gate_up", {state.sequences(), weight.value.size(0)}) : out;
+  launch(context, Matmul{.out = y, .a = x, .b = weight.value, .transpose_b = true});
+  if (swiglu) launch(context, SwigluForward{.out = out, .gate_up = y});
+}
+
+void decode_attention(DecodeState& state, const View& q, const View& k, const View& v, const View& out, double scale) {
+  // As the CUDA kernel cuts its work: 16 query heads of a key head, tiles of 64 tokens, two blocks a multiprocessor.
+  constexpr int64_t kHeads = 16, kTile = 64, kBlocks = 2;
+  constexpr double kOverhead = 2;
+  Context& context = state.context();
+  const int64_t B = q.size(0), H = q.size(1), kv_heads = k.size(2), dv = v.size(3);
+  const int64_t tasks = B * kv_heads * ((H / kv_heads + kHeads - 1) / kHeads);
+  const int64_t splits = decode_splits(context, tasks, state.capacity(), kTile, kOverhead, kBlocks);
+  const View partials = state.buffer("partials", {B, H, splits, dv + 2}, state.statistics());
+  launch(context,
+         DecodeAttention{
+             .partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale});
+  launch(context, DecodeCombine{.out = out, .partials = partials});
+}
+
+}  // namespace egmla
