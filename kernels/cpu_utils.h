@@ -21,6 +21,9 @@ void for_float(DType dtype, const char* kernel, F&& function) {
   fail("{}: the CPU back end computes in f32 or f64, found {}", kernel, name_of(dtype));
 }
 
+// Multiplications that take longer than handing them to another thread, some 50 microseconds.
+constexpr int64_t kProductsWorthAThread = 1 << 19;
+
 // function(begin, end) over [0, n) cut into even ranges, one per thread; serial below `grain` items.
 template <class F>
 void parallel_ranges(int64_t n, int64_t grain, F&& function) {

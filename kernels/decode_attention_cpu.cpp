@@ -13,7 +13,9 @@ template <class T>
 void attend(const DecodeAttention& k) {
   const int64_t B = k.q.size(0), H = k.q.size(1), dk = k.q.size(2), dv = k.v.size(3), S = k.partials.size(2);
   const int64_t group = H / k.k.size(2);
-  cpu::parallel_ranges(B * H, 1, [&](int64_t begin, int64_t end) {
+  const int32_t* positions = k.positions.as<int32_t>();
+  const int64_t work = (*std::max_element(positions, positions + B) + 1) * (dk + dv);
+  cpu::parallel_ranges(B * H, std::max<int64_t>(1, cpu::kProductsWorthAThread / work), [&](int64_t begin, int64_t end) {
     std::vector<T> scores;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / H, h = task % H, count = k.positions.as<int32_t>()[b] + 1, chunk = (count + S - 1) / S;

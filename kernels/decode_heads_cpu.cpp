@@ -7,8 +7,8 @@ namespace {
 template <class T>
 void head_linear(const HeadLinear& k) {
   const int64_t B = k.out.size(0), H = k.out.size(1), n = k.out.size(2), inner = k.x.size(2);
-  constexpr int64_t kProductsWorthAThread = 1 << 15;
-  cpu::parallel_ranges(B * H, std::max<int64_t>(1, kProductsWorthAThread / (n * inner)),
+
+  cpu::parallel_ranges(B * H, std::max<int64_t>(1, cpu::kProductsWorthAThread / (n * inner)),
                        [&](int64_t begin, int64_t end) {
                          for (int64_t task = begin; task < end; ++task) {
                            const int64_t b = task / H, h = task % H;

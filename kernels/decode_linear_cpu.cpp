@@ -47,8 +47,8 @@ void decode_linear(const DecodeLinear& k) {
   const int64_t M = k.out.size(0), N = k.out.size(1), K = k.x.size(1);
   std::vector<T> rows(static_cast<size_t>(M * K));
   for (int64_t m = 0; m < M; ++m) prepare_row(k, m, rows.data() + m * K);
-  constexpr int64_t kProductsWorthAThread = 1 << 15;
-  const int64_t grain = std::max<int64_t>(1, kProductsWorthAThread / std::max<int64_t>(1, M * K));
+
+  const int64_t grain = std::max<int64_t>(1, cpu::kProductsWorthAThread / std::max<int64_t>(1, M * K));
   cpu::parallel_ranges(N, grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T* weight = k.weight.as<T>() + n * k.weight.stride(0);

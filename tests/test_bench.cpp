@@ -130,6 +130,41 @@ TEST(BenchOps, TimesEveryKernelOnTheCpu) {
   EXPECT_NE(unknown.err.find("bench ops: found size '7b'; expected 124m, 1b or small"), std::string::npos);
 }
 
+TEST(BenchDecode, PrintsTheFloorWithItsParts) {
+  const std::string config = "bench decode " EGMLA_SOURCE_DIR "/configs/quickstart.yaml run.device=cpu --batch 1,2 --context 24 --steps 2 ";
+  for (const char* fold : {"never", "always"}) {
+    const Outcome outcome = egmla_command(config + "--gb-per-s 10 --json run.fold_gate=" + fold, "OMP_NUM_THREADS=2");
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const json out = json::parse(outcome.out);
+    // 4 layers of d_c 32 + d_r 16 in f32, and two statistics each; H (d_n + d_v) = 256 features rebuilt from d_c and
+    // d_e.
+    EXPECT_EQ(out["cache"]["bytes_per_token"], 4 * 48 * 4);
+    EXPECT_EQ(out["cache"]["statistics_bytes_per_token"], 4 * 2 * 4);
+    ASSERT_EQ(out["rows"].size(), 2u);
+    const bool folded = std::string(fold) == "always";
+    for (const json& row : out["rows"]) {
+      const double batch = row["batch"].get<double>(), tokens = batch * 24;
+      EXPECT_EQ(row["folded"], folded);
+      EXPECT_GT(row["ms"].get<double>(), 0);
+      EXPECT_NEAR(row["tokens_per_s"].get<double>() * row["ms"].get<double>(), 1e3 * batch, 1e-6);
+      const json& floor = row["floor"];
+      EXPECT_NEAR(floor["cache_gb"].get<double>(), tokens * (768 + 32) * 1e-9, 1e-15);
+      EXPECT_NEAR(floor["tables_gb"].get<double>(), folded ? tokens * 4 * 256 * 4 * 1e-9 : 0, 1e-15);
+      const double weights = floor["weights_gb"].get<double>() * 1e9 / 4;
+      const double rebuilt = 2 * (folded ? 32 : 64) * 256 + 2 * 4 * (32 + 16 + 32);
+      EXPECT_NEAR(floor["tflop"].get<double>(), (2 * weights * batch + tokens * 4 * rebuilt) * 1e-12, 1e-15);
+      const double ms =
+          (floor["weights_gb"].get<double>() + floor["cache_gb"].get<double>() + floor["tables_gb"].get<double>()) /
+          10 * 1e3;
+      EXPECT_NEAR(floor["ms"].get<double>(), ms, 1e-9);
+      EXPECT_NEAR(row["fraction"].get<double>(), ms / row["ms"].get<double>(), 1e-9);
+    }
+  }
+  const Outcome text = egmla_command(config, "OMP_NUM_THREADS=2");
+  for (const char* part : {"cache 768 bytes per token", "ms/step", "weights + cache + tables + FLOPs"})
+    EXPECT_NE(text.out.find(part), std::string::npos) << part;
+}
+
 TEST(Cards, PeaksByNameOrByKey) {
   EXPECT_EQ(peak_flops("NVIDIA H100 80GB HBM3", 0), 989.4e12);
   EXPECT_EQ(peak_flops("NVIDIA H100 PCIe", 0), 756e12);

@@ -129,7 +129,7 @@ void add_decode(CLI::App& bench) {
   command->add_option("--steps", options->bench.steps, "timed steps")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_flag("--largest", options->bench.largest, "also the largest batch that fits at each context");
+  command->add_flag("--largest", options->bench.largest, "also the largest batch that fits at the longest context");
   command->add_option("--gb-per-s", options->bench.gb_per_s, "bandwidth of the floor; 0: what a copy reaches here")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

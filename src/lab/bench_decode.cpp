@@ -140,8 +140,8 @@ DecodeReport bench_decode(Config config, const DecodeBenchOptions& options) {
   };
   for (const int64_t length : options.contexts) {
     for (const int64_t batch : options.batches) add(time_decoding(model, batch, length, options.steps));
-    if (options.largest) add(time_largest(model, report, length, options.steps));
   }
+  if (options.largest) add(time_largest(model, report, longest, options.steps));
   return report;
 }
 

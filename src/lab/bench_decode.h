@@ -17,7 +17,7 @@ struct DecodeBenchOptions {
   int64_t steps = 20;
   double gb_per_s = 0;   // 0: what a copy reaches on this device
   double tflops = 700;   // of bf16 products on a GPU; the CPU's floor counts bytes alone
-  bool largest = false;  // also the largest batch that fits at each context
+  bool largest = false;  // also the largest batch that fits at the longest context
 };
 
 // Bytes and FLOPs that a step cannot do without.
