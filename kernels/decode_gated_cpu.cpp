@@ -124,7 +124,7 @@ void attend(const GatedDecodeAttention& k) {
   const int32_t* positions = k.positions.as<int32_t>();
   const int64_t inner = k.k.up.size(2) + (k.k.table.defined() || k.v.table.defined() ? 0 : k.embedding.size(1));
   const int64_t work = (*std::max_element(positions, positions + B) + 1) * inner * (k.k.up.size(1) + dv);
-  cpu::parallel_ranges(B * H, std::max<int64_t>(1, cpu::kProductsWorthAThread / work), [&](int64_t begin, int64_t end) {
+  cpu::parallel_ranges(B * H, std::max<int64_t>(1, 4 * cpu::kProductsWorthAThread / work), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       Task<T> task{k, i / H, i % H, {}, {}, {}, {}};
       const int64_t count = k.positions.as<int32_t>()[task.b] + 1, chunk = (count + S - 1) / S;

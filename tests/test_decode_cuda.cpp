@@ -287,7 +287,9 @@ void expect_greedy_equals_full(Transformer& model, int64_t sequences, int64_t le
         ASSERT_NEAR(found[v], full[v], tolerance) << "sequence " << b << ", step " << step << ", token " << v;
       const auto best = std::max_element(full.begin(), full.end());
       EXPECT_LE(*best - full[static_cast<size_t>(next[i])], 2 * tolerance);
-      if (tolerance < 1e-3f) EXPECT_EQ(next[i], static_cast<int32_t>(best - full.begin())) << "step " << step;
+      if (tolerance < 1e-3f) {
+        EXPECT_EQ(next[i], static_cast<int32_t>(best - full.begin())) << "step " << step;
+      }
     }
     for (size_t i = 0; i < ids.size(); ++i) ids[i].push_back(next[i]);
     decoder.step();
