@@ -124,16 +124,17 @@ void attend(const GatedDecodeAttention& k) {
   const int32_t* positions = k.positions.as<int32_t>();
   const int64_t inner = k.k.up.size(2) + (k.k.table.defined() || k.v.table.defined() ? 0 : k.embedding.size(1));
   const int64_t work = (*std::max_element(positions, positions + B) + 1) * inner * (k.k.up.size(1) + dv);
-  cpu::parallel_ranges(B * H, std::max<int64_t>(1, 4 * cpu::kProductsWorthAThread / work), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      Task<T> task{k, i / H, i % H, {}, {}, {}, {}};
-      const int64_t count = k.positions.as<int32_t>()[task.b] + 1, chunk = (count + S - 1) / S;
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t first = std::min(count, s * chunk);
-        task.attend(first, std::min(count, first + chunk) - first, k.partials.as<T>() + (i * S + s) * (dv + 2));
-      }
-    }
-  });
+  cpu::parallel_ranges(
+      B * H, std::max<int64_t>(1, 4 * cpu::kProductsWorthAThread / work), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          Task<T> task{k, i / H, i % H, {}, {}, {}, {}};
+          const int64_t count = k.positions.as<int32_t>()[task.b] + 1, chunk = (count + S - 1) / S;
+          for (int64_t s = 0; s < S; ++s) {
+            const int64_t first = std::min(count, s * chunk);
+            task.attend(first, std::min(count, first + chunk) - first, k.partials.as<T>() + (i * S + s) * (dv + 2));
+          }
+        }
+      });
 }
 
 template <class T>

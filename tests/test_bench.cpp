@@ -131,7 +131,8 @@ TEST(BenchOps, TimesEveryKernelOnTheCpu) {
 }
 
 TEST(BenchDecode, PrintsTheFloorWithItsParts) {
-  const std::string config = "bench decode " EGMLA_SOURCE_DIR "/configs/quickstart.yaml run.device=cpu --batch 1,2 --context 24 --steps 2 ";
+  const std::string config =
+      "bench decode " EGMLA_SOURCE_DIR "/configs/quickstart.yaml run.device=cpu --batch 1,2 --context 24 --steps 2 ";
   for (const char* fold : {"never", "always"}) {
     const Outcome outcome = egmla_command(config + "--gb-per-s 10 --json run.fold_gate=" + fold, "OMP_NUM_THREADS=2");
     ASSERT_EQ(outcome.code, 0) << outcome.err;

@@ -10,11 +10,11 @@ namespace egmla {
 
 struct Inspection {
   int64_t parameters = 0, embedding = 0, attention = 0, ffn = 0, norms = 0, gate_tables = 0, matmul = 0;
-  int64_t cache_elements = 0;      // per token, all layers
-  int64_t mha_cache_elements = 0;  // of MHA with the same heads and value width
-  int64_t cache_bytes = 0;         // per token in the compute type
+  int64_t cache_elements = 0;          // per token, all layers
+  int64_t mha_cache_elements = 0;      // of MHA with the same heads and value width
+  int64_t cache_bytes = 0;             // per token in the compute type
   int64_t cache_statistics_bytes = 0;  // beside them, of the gates' norms, when decoding (f32)
-  double flops_per_token = 0;      // forward and backward, matrix products alone
+  double flops_per_token = 0;          // forward and backward, matrix products alone
   MemoryPlan memory;
   int processes = 1;
   bool for_cpu = true;
