@@ -211,7 +211,7 @@ int64_t attention_backward_workspace(PlanContext& context, const AttentionBackwa
   CpuContext unused;
   const int64_t rope = k.k_rope.defined() ? k.k_rope.size(3) : 0, least = attention_backward_workspace(unused, k);
   if (context.for_cpu() || k.q.dtype != DType::bf16 ||
-      !hopper::suits_widths(k.q.size(3), rope ? k.k.size(3) : 0, k.v.size(3)))
+      !hopper::suits_shape(k.q.size(1), k.q.size(3), rope ? k.k.size(3) : 0, k.v.size(3)))
     return least;
   const hopper::WidthClass widths = hopper::width_class(k.q.size(3), k.v.size(3));
   return std::max(least,

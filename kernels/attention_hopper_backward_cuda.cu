@@ -25,8 +25,8 @@ void launch_plan(CudaContext& context, const hopper::BackwardArguments& p, const
 }  // namespace
 
 bool suits_hopper(CudaContext& context, const AttentionBackward& k) {
-  return on_hopper(context) && hopper::suits_widths(k.q.size(3), k.k_rope.defined() ? k.k.size(3) : 0, k.v.size(3)) &&
-         k.q.size(1) >= hopper::kFewestQueries &&
+  return on_hopper(context) &&
+         hopper::suits_shape(k.q.size(1), k.q.size(3), k.k_rope.defined() ? k.k.size(3) : 0, k.v.size(3)) &&
          2 * hopper::blocks_of_head(k.q.size(1)) <= context.state().multiprocessors;
 }
 

@@ -20,8 +20,8 @@ bool on_hopper(CudaContext& context) {
 }
 
 bool suits_hopper(CudaContext& context, const AttentionForward& k) {
-  return on_hopper(context) && hopper::suits_widths(k.q.size(3), k.k_rope.defined() ? k.k.size(3) : 0, k.v.size(3)) &&
-         k.q.size(1) >= hopper::kFewestQueries;
+  return on_hopper(context) &&
+         hopper::suits_shape(k.q.size(1), k.q.size(3), k.k_rope.defined() ? k.k.size(3) : 0, k.v.size(3));
 }
 
 void forward_on_hopper(CudaContext& context, const ForwardArguments<bf16>& p, int batch) {

@@ -15,8 +15,8 @@ constexpr int64_t blocks_of_head(int64_t length) {
 }
 
 // `own`: the width of a key before the shared part, which must begin with a panel; 0 where there is no such part.
-constexpr bool suits_widths(int64_t qk, int64_t own, int64_t v) {
-  return qk <= 192 && v <= 128 && own % kPanel == 0;
+constexpr bool suits_shape(int64_t queries, int64_t qk, int64_t own, int64_t v) {
+  return queries >= kFewestQueries && qk <= 192 && v <= 128 && own % kPanel == 0;
 }
 
 // The narrowest of the compiled widths that holds both, and the queries of one step backward.
