@@ -5,12 +5,14 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
 
 #include "core/check.h"
 #include "core/files.h"
+#include "core/owner_lock.h"
 #include "data/block_encoder.h"
 #include "data/byte_source.h"
 #include "data/distinct_documents.h"
@@ -162,9 +164,10 @@ class SplitWriter {
   bool open_ = false;  // a document has begun
 };
 
-// Makes the directory; refuses or, when forced, removes what an earlier preparation left there, its meta.json first.
-// The tokenizer in use may stand there already.
-void make_room(const PrepareOptions& options) {
+// Makes the directory; refuses what an earlier preparation left there, unless it was never finished. When forced or
+// unfinished, removes it, its meta.json first. The tokenizer in use may stand there already.
+// Returns the mark under which shards are unfinished; a killed process leaves it behind.
+std::unique_ptr<OwnerLock> make_room(const PrepareOptions& options) {
   const std::string& out = options.out;
   std::error_code error;
   fs::create_directories(out, error);
@@ -179,12 +182,16 @@ void make_room(const PrepareOptions& options) {
     const bool tokenizer = name == "tokenizer.json" && !in_use(entry.path());
     if (shard || tokenizer || name == "meta.json") old.push_back(entry.path());
   }
-  check_usage(old.empty() || options.force,
+  const std::string mark = (fs::path(out) / Shard::kUnfinishedMark).string();
+  check_usage(old.empty() || options.force || fs::exists(mark),
               "{}: holds prepared data already; choose another --out, or replace it with --force", out);
+  auto unfinished = std::make_unique<OwnerLock>(mark, out, "preparing data", "wait for it or choose another --out");
+  sync_to_disk(out);
   std::sort(old.begin(), old.end());  // meta.json before the shards it vouches for
   for (const fs::path& path : old) {
     check(fs::remove(path, error), "{}: cannot be removed: {}", path.string(), error.message());
   }
+  return unfinished;
 }
 
 // Standard input, to be read twice.
@@ -225,7 +232,7 @@ PrepareSummary prepare_data(const PrepareOptions& options) {
   check_usage(std::count(options.inputs.begin(), options.inputs.end(), "-") <= 1,
               "data prepare: standard input is named twice; expected once");
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
-  make_room(options);
+  const std::unique_ptr<OwnerLock> unfinished = make_room(options);
   std::vector<std::string> inputs = options.inputs;
   std::optional<PendingFile> spool;  // never committed: it goes when the work is done
   SplitPoint point;
@@ -261,6 +268,8 @@ PrepareSummary prepare_data(const PrepareOptions& options) {
   summary.duplicate_bytes = distinct.bytes_left_out();
   check_usage(summary.train.tokens > 0, "data prepare: the inputs hold no text");
   write_meta(options, tokenizer, summary);
+  unfinished->remove();
+  sync_to_disk(options.out);
   return summary;
 }
 

@@ -1,5 +1,5 @@
 // Text files to a directory of token shards: train_000000.bin ..., val_000000.bin ..., tokenizer.json, and meta.json,
-// which is written last: a directory without it is unfinished.
+// which is written last. Until then a mark stands beside the shards, and readers refuse them.
 #pragma once
 
 #include <cstdint>

@@ -10,6 +10,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 
 #include "core/check.h"
@@ -44,6 +45,9 @@ void Shard::Unmap::operator()(void* map) const {
 }
 
 Shard::Shard(const std::string& path) : path_(path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  check_usage(!std::filesystem::exists(folder / kUnfinishedMark),
+              "{}: the preparation of its folder is not finished; wait for it or run egmla data prepare again", path);
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   check_usage(file >= 0, "{}: missing shard: {}; check data.train and data.val", path, system_error_text());
   struct stat info {};

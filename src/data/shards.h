@@ -16,6 +16,9 @@ namespace egmla {
 // One shard, mapped into memory and checked against its length.
 class Shard {
  public:
+  // Beside shards whose preparation runs or was cut short: they are refused.
+  static constexpr const char* kUnfinishedMark = ".preparing";
+
   explicit Shard(const std::string& path);
 
   const std::string& path() const { return path_; }

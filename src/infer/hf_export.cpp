@@ -1,9 +1,14 @@
 #include "infer/hf_export.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "core/files.h"
 #include "infer/hf_card.h"
@@ -17,9 +22,11 @@ namespace {
 namespace fs = std::filesystem;
 using Ordered = nlohmann::ordered_json;
 
-bool is_export_file(const std::string& name) {
+// A process that was killed may have left one of them half written.
+bool is_export_file(std::string_view name) {
   static const std::array<const char*, 8> kNames = {hf::kConfig,   hf::kGenerationConfig, hf::kTokenizer, hf::kWeights,
                                                     hf::kModeling, hf::kTokenizerConfig,  hf::kCard,      hf::kIndex};
+  if (name.ends_with(PendingFile::kSuffix)) name.remove_suffix(std::string_view(PendingFile::kSuffix).size());
   const bool shard = name.starts_with("model-") && name.ends_with(".safetensors");
   return shard || std::any_of(kNames.begin(), kNames.end(), [&](const char* each) { return name == each; });
 }
@@ -54,21 +61,39 @@ class PendingDirectory {
 
   std::string file(const std::string& name) const { return (path_ / name).string(); }
 
-  // An earlier export steps aside first and is removed last.
+  // Exchanged with an earlier export in one step, so that the name always stands for one of the two, whole.
   void commit() {
     sync_to_disk(path_.string());
-    const fs::path old = target_.string() + ".old";
-    check_replaceable(old);
-    fs::remove_all(old);
-    std::error_code error;
-    if (fs::exists(target_)) fs::rename(target_, old, error);
-    if (!error) fs::rename(path_, target_, error);
-    check(!error, "{}: cannot be put in place: {}", target_.string(), error.message());
+    if (!fs::exists(target_)) {
+      put_in_place(path_, target_);
+    } else if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) != 0) {
+      const bool unknown = errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP;
+      check(unknown, "{}: cannot be put in place: {}", target_.string(), system_error_text());
+      step_aside();
+    }
     sync_to_disk(target_.parent_path().empty() ? "." : target_.parent_path().string());
-    fs::remove_all(old);
   }
 
  private:
+  static void put_in_place(const fs::path& from, const fs::path& to) {
+    check(::rename(from.c_str(), to.c_str()) == 0, "{}: cannot be put in place: {}", to.string(), system_error_text());
+  }
+
+  // Where a file system cannot exchange: the earlier export waits under another name, and comes back on a failure.
+  void step_aside() const {
+    const fs::path old = target_.string() + ".old";
+    check_replaceable(old);
+    fs::remove_all(old);
+    put_in_place(target_, old);
+    try {
+      put_in_place(path_, target_);
+    } catch (const Error&) {
+      put_in_place(old, target_);
+      throw;
+    }
+    fs::remove_all(old);
+  }
+
   fs::path target_, path_;
 };
 

@@ -26,6 +26,13 @@ const std::vector<TensorSource>& tensors_of(const CheckpointContents& contents, 
   }
 }
 
+// Without the time of day, so that equal contents are equal bytes.
+Handle timeless(hid_t kind) {
+  const hid_t properties = H5Pcreate(kind);
+  H5Pset_obj_track_times(properties, false);
+  return {properties, H5Pclose};
+}
+
 class Writer {
  public:
   // `temporary` is written; messages name the final path.
@@ -65,7 +72,7 @@ class Writer {
     // The 1.10 format: its metadata blocks carry checksums of their own.
     H5Pset_libver_bounds(properties, H5F_LIBVER_V110, H5F_LIBVER_V110);
     H5Pset_file_locking(properties, false, true);  // the temporary name is ours alone; some file systems lack locks
-    const hid_t file = H5Fcreate(temporary_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, properties);
+    const hid_t file = H5Fcreate(temporary_.c_str(), H5F_ACC_TRUNC, timeless(H5P_FILE_CREATE), properties);
     return access_.valid(file, "creating the file");
   }
 
@@ -88,7 +95,7 @@ class Writer {
   }
 
   hid_t make_group(const std::string& name) const {
-    return H5Gcreate2(file_, name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    return H5Gcreate2(file_, name.c_str(), H5P_DEFAULT, timeless(H5P_GROUP_CREATE), H5P_DEFAULT);
   }
 
   template <class T>
@@ -140,8 +147,8 @@ class Writer {
     const int rank = tensor.shape.rank();
     for (int i = 0; i < rank; ++i) extents[static_cast<size_t>(i)] = static_cast<hsize_t>(tensor.shape[i]);
     const Handle space(rank ? H5Screate_simple(rank, extents.data(), nullptr) : H5Screate(H5S_SCALAR), H5Sclose);
-    const hid_t id =
-        H5Dcreate2(parent, tensor.path.c_str(), H5T_IEEE_F32LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    const Handle creation = timeless(H5P_DATASET_CREATE);
+    const hid_t id = H5Dcreate2(parent, tensor.path.c_str(), H5T_IEEE_F32LE, space, H5P_DEFAULT, creation, H5P_DEFAULT);
     const Handle dataset(access_.valid(id, name), H5Dclose);
     access_.done(H5Dwrite(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, buffer_.data()), name);
     set_checksum(dataset, "crc32", checksum);

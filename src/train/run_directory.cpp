@@ -1,10 +1,5 @@
 #include "train/run_directory.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <filesystem>
 #include <fstream>
 
@@ -19,7 +14,7 @@ RunDirectory::RunDirectory(const Config& config) : path_(config.run.dir) {
   std::error_code error;
   fs::create_directories(path_, error);
   check_usage(!error, "run.dir: cannot make {}: {}", path_, error.message());
-  lock();
+  lock_.emplace(file(".lock"), path_, "training", "wait for it or choose another run.dir");
   const std::string own = file("config.yaml");
   if (!fs::exists(own)) {
     check_usage(!fs::exists(file("metrics.jsonl")) && !fs::exists(checkpoints()),
@@ -30,18 +25,6 @@ RunDirectory::RunDirectory(const Config& config) : path_(config.run.dir) {
   check_usage(differences.empty(),
               "{}: was made under another configuration; choose another run.name or run.dir, or undo: {}", path_,
               fmt::join(differences, "; "));
-}
-
-RunDirectory::~RunDirectory() {
-  if (lock_ >= 0) ::close(lock_);
-}
-
-void RunDirectory::lock() {
-  lock_ = ::open(file(".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
-  check_usage(lock_ >= 0, "run.dir: cannot write to {}: {}", path_, system_error_text());
-  if (::flock(lock_, LOCK_EX | LOCK_NB) == 0) return;
-  check_usage(errno != EWOULDBLOCK, "{}: another process is training here; wait for it or choose another run.dir",
-              path_);
 }
 
 void RunDirectory::write_config(const Config& config) const {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "core/owner_lock.h"
 #include "io/config.h"
 
 namespace egmla {
@@ -14,9 +15,6 @@ class RunDirectory {
   // Makes the folder, or checks that the one there was made by a configuration that differs only in what may change
   // between launches. Raises usage errors naming the differing keys, and when another process holds the folder.
   explicit RunDirectory(const Config& config);
-  RunDirectory(const RunDirectory&) = delete;
-  RunDirectory& operator=(const RunDirectory&) = delete;
-  ~RunDirectory();
 
   std::string file(const std::string& name) const { return path_ + "/" + name; }
   std::string checkpoints() const { return file("checkpoints"); }
@@ -25,10 +23,8 @@ class RunDirectory {
   void append_sample(int64_t step, const std::string& text) const;
 
  private:
-  void lock();
-
   std::string path_;
-  int lock_ = -1;
+  std::optional<OwnerLock> lock_;
 };
 
 }  // namespace egmla
