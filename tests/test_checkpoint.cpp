@@ -52,7 +52,13 @@ const std::vector<std::pair<std::string, Shape>> kTensors = {
 
 CheckpointContents contents_at(int64_t step) {
   CheckpointContents contents;
-  contents.state = {.step = step, .tokens = step * 4096, .samples = step * 4, .seed = ~uint64_t{0}, .skipped_steps = 3};
+  contents.state = {.step = step,
+                    .tokens = step * 4096,
+                    .samples = step * 4,
+                    .seed = ~uint64_t{0},
+                    .skipped_steps = 3,
+                    .rollbacks = 2,
+                    .skipped_batches = {5, 90}};
   contents.config_yaml = "run:\n  name: caf\u00e9\n";
   contents.tokenizer_json = "{\"model\": {\"vocab\": {\"\u0120the\": 0}}}";
   for (const auto& [path, shape] : kTensors) {

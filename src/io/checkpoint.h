@@ -3,6 +3,7 @@
 // HDF5 here is not thread-safe: one checkpoint call at a time in a process. docs/checkpoints.md describes the file.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -16,6 +17,9 @@
 
 namespace egmla {
 
+// Batches that a run can leave out after spikes of its loss.
+constexpr int64_t kMostRollbacks = 16;
+
 // Attributes of /state. Randomness is counter-based, so (seed, step, samples) is its whole state.
 struct CheckpointState {
   int64_t step = 0;
@@ -23,6 +27,8 @@ struct CheckpointState {
   int64_t samples = 0;  // loader position in global samples
   uint64_t seed = 0;
   int64_t skipped_steps = 0;
+  int64_t rollbacks = 0;                                  // returns to a checkpoint after a spike
+  std::array<int64_t, kMostRollbacks> skipped_batches{};  // the first `rollbacks` of them, rising
 
   bool operator==(const CheckpointState&) const = default;
 };

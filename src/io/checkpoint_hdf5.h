@@ -41,10 +41,18 @@ inline uint32_t crc_of(const std::string& text) {
   return crc_of(text.data(), text.size());
 }
 
+// Attribute of /state: a batch that is left out.
+inline std::string skipped_batch(int64_t i) {
+  return fmt::format("skipped_batch_{}", i);
+}
+
 // What the state's checksum covers.
 inline std::string state_text(const CheckpointState& s) {
-  return fmt::format("step={} tokens={} samples={} seed={} skipped_steps={}", s.step, s.tokens, s.samples, s.seed,
-                     s.skipped_steps);
+  std::string text = fmt::format("step={} tokens={} samples={} seed={} skipped_steps={}", s.step, s.tokens, s.samples,
+                                 s.seed, s.skipped_steps);
+  for (int64_t i = 0; i < s.rollbacks; ++i)
+    text += fmt::format(" {}={}", skipped_batch(i), s.skipped_batches[static_cast<size_t>(i)]);
+  return text;
 }
 
 // A tensor's line in the manifest, whose checksum pins names, shapes and checksums to each other.

@@ -116,6 +116,9 @@ void CheckpointReader::read_state() {
             .samples = get("samples"),
             .seed = file_->number<uint64_t>(group, "seed", H5T_NATIVE_UINT64),
             .skipped_steps = get("skipped_steps")};
+  int64_t& rollbacks = state_.rollbacks;
+  for (; rollbacks < kMostRollbacks && H5Aexists(group, skipped_batch(rollbacks).c_str()) > 0; ++rollbacks)
+    state_.skipped_batches[static_cast<size_t>(rollbacks)] = get(skipped_batch(rollbacks).c_str());
   file_->expect(crc_of(state_text(state_)), file_->checksum(group, "crc32"), "group /state");
 }
 

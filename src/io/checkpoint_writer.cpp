@@ -125,6 +125,8 @@ class Writer {
     set("tokens", state.tokens);
     set("samples", state.samples);
     set("skipped_steps", state.skipped_steps);
+    for (int64_t i = 0; i < state.rollbacks; ++i)
+      set(skipped_batch(i).c_str(), state.skipped_batches[static_cast<size_t>(i)]);
     set_attribute(group, "seed", H5T_STD_U64LE, H5T_NATIVE_UINT64, state.seed);
     set_checksum(group, "crc32", crc_of(state_text(state)));
   }

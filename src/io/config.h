@@ -51,6 +51,12 @@ struct LogConfig {
   int64_t every = 10;  // console steps
 };
 
+struct SpikeConfig {
+  double z = 0;          // standard deviations; 0: off
+  int64_t window = 100;  // steps
+  int64_t max_rollbacks = 3;
+};
+
 struct TrainConfig {
   int64_t max_steps = -1;        // -1: not given; load_config computes it from max_tokens
   int64_t max_tokens = -1;       // -1: not given
@@ -59,6 +65,7 @@ struct TrainConfig {
   int64_t micro_batch_size = 0;  // sequences of a forward pass; 0: chosen to divide the batch
   double grad_clip = 1.0;        // 0: off
   bool skip_nonfinite = false;
+  SpikeConfig spike;
   Recompute recompute = Recompute::none;
   bool profile = false;
   OptimizerConfig optimizer;

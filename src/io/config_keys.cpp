@@ -212,6 +212,13 @@ Rows train_keys() {
                "largest divisor of the batch with at most 8192 tokens"),
       EGMLA_KEY(train.grad_clip, "largest norm of the gradient; 0: off", at_least(0)),
       EGMLA_KEY(train.skip_nonfinite, "leave out a step whose gradient is not finite instead of stopping"),
+      EGMLA_KEY(train.spike.z,
+                "a loss so many standard deviations above the mean of the steps before it sends the run back to its "
+                "last checkpoint, without that batch; 0: off",
+                at_least(0)),
+      EGMLA_KEY(train.spike.window, "steps that the mean and the deviation are taken over", at_least(2)),
+      EGMLA_KEY(train.spike.max_rollbacks, "returns in the whole run; later spikes are logged alone",
+                (Range{.low = 0, .high = 16})),
       EGMLA_KEY(train.recompute, "activations computed again in backward to save memory", kRecomputes),
       EGMLA_KEY(train.profile,
                 "print where a step's time goes by kernel: at the second step and at every tenth line on the console"),

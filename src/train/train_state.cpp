@@ -11,6 +11,7 @@
 #include "infer/trained_model.h"
 #include "kernels/elementwise.h"
 #include "train/memory_plan.h"
+#include "train/spike_guard.h"
 
 namespace egmla {
 namespace {
@@ -118,6 +119,19 @@ void TrainState::load() {
   const CheckpointReader* reader = resumed ? &*resumed : nullptr;
   load_moment(reader, Group::exp_avg, optimizer_->exp_avg());
   load_moment(reader, Group::exp_avg_sq, optimizer_->exp_avg_sq());
+}
+
+bool TrainState::go_back(int64_t batch) {
+  saver_.wait();
+  sync_->finish_weights();
+  CheckpointState wanted = state_;
+  const bool possible =
+      leave_out(batch, wanted) && host_->is_root() && !list_checkpoints(directory_->checkpoints()).empty();
+  if (!host_->from_root(int{possible})) return false;
+  load();
+  state_.rollbacks = wanted.rollbacks;
+  state_.skipped_batches = wanted.skipped_batches;
+  return true;
 }
 
 // Returns the checkpoint that the run goes on from.

@@ -29,6 +29,9 @@ class TrainState {
   // Copies what a checkpoint of state() holds to the root's memory, whence a thread writes it and prunes older ones.
   // Every rank calls it; it waits for the save before.
   void save();
+  // After a spike: the newest checkpoint again, without `batch`. False where there is none or the list is full.
+  // Every rank calls it.
+  bool go_back(int64_t batch);
   // Of the root's writing: raises a failure, if there is one by now; waits for its end.
   void raise_save_failure() { saver_.raise_failure(); }
   void finish_saving() { saver_.wait(); }

@@ -22,6 +22,7 @@
 #include "train/progress.h"
 #include "train/run_stats.h"
 #include "train/signals.h"
+#include "train/spike_guard.h"
 #include "train/step_profile.h"
 #include "train/tensorboard.h"
 #include "train/train_state.h"
@@ -90,6 +91,9 @@ class Trainer {
   std::vector<Tensor> compute_gradients(int64_t step);
   LaunchedStep launch_step(int64_t step);
   void finish_launched(bool last);
+  bool goes_back(int64_t step, double loss);
+  bool follows_return(int64_t& step);
+  void watch_losses();
   void evaluate_into(MetricsRow& row);
   void write_sample(int64_t step);
   void save();
@@ -98,6 +102,7 @@ class Trainer {
   void watch(const std::string& phase, double seconds, const char* key);
   void report(const MetricsRow& row, bool last);
   [[noreturn]] void explain_non_finite(int64_t step, double loss, double norm);
+  int64_t first_sample(int64_t step) { return batch_of_step(step, state_.state()) * sequences_; }
   bool due(int64_t every, int64_t step, bool last) const { return every > 0 && (step % every == 0 || last); }
 
   Communicator& ranks_;
@@ -106,6 +111,8 @@ class Trainer {
   const TrainConfig& train_;
   const ParallelConfig& parallel_;
   std::optional<Records> records_;
+  std::optional<SpikeGuard> spikes_;      // the root's, where train.spike is on
+  bool went_back_ = false;                // the state is that of an earlier step again
   std::optional<LaunchedStep> launched_;  // the newest step, while the device may still work on it
   int64_t sequences_;                     // S, of a global step
   int64_t last_step_;                     // of this launch
@@ -136,6 +143,7 @@ Trainer::Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog)
   check_usage(!samples || state_.tokenizer(), "train.sample: text samples need data.tokenizer");
   if (!ranks_.is_root()) return;
   records_.emplace(state_.directory(), state_.state().step);
+  watch_losses();
   const auto rows = read_metrics(state_.directory().file("metrics.jsonl"));
   if (!rows.empty()) earlier_time_ = rows.back().time;
   write_run_stats(state_.directory().file("stats.json"), state_.model(), state_.config().data.sequence_length,
@@ -151,7 +159,7 @@ Trainer::Trainer(const Config& config, Communicator& ranks, Watchdog& watchdog)
 // Gradients of the mean loss of a step's samples; returns the parts of that loss which are this rank's.
 std::vector<Tensor> Trainer::compute_gradients(int64_t step) {
   const int64_t T = state_.config().data.sequence_length, micro = state_.micro_batch_size();
-  const int64_t share = sequences_ / ranks_.size(), begin = (step - 1) * sequences_ + ranks_.rank().number * share;
+  const int64_t share = sequences_ / ranks_.size(), begin = first_sample(step) + ranks_.rank().number * share;
   std::vector<HostBatch> batches;
   std::vector<int32_t> ids(static_cast<size_t>(T + 1));
   for (int64_t first = 0; first < share; first += micro) {
@@ -183,10 +191,12 @@ void Trainer::finish_launched(bool last) {
   for (const auto& part : launched.losses) loss += value_of(*part);
   loss = ranks_.sum(loss);
   const double norm = value_of(*launched.grad_norm);
+  went_back_ = goes_back(launched.step, loss);
+  if (went_back_) return;
   CheckpointState& state = state_.state();
   state.step = launched.step;
   state.tokens += train_.batch_tokens;
-  state.samples = launched.step * sequences_;
+  state.samples = first_sample(launched.step) + sequences_;
   if (!std::isfinite(loss) || !std::isfinite(norm)) {
     if (!train_.skip_nonfinite) explain_non_finite(launched.step, loss, norm);
     ++state.skipped_steps;
@@ -201,6 +211,48 @@ void Trainer::finish_launched(bool last) {
   row.time = earlier_time_ + trained_time_;
   report(row, last);
   step_start_ = Clock::now();
+}
+
+// The losses up to the present step, as metrics.jsonl has them.
+void Trainer::watch_losses() {
+  if (!records_ || train_.spike.z <= 0) return;
+  spikes_.emplace(train_.spike);
+  for (const MetricsRow& row : read_metrics(state_.directory().file("metrics.jsonl"))) spikes_->add(row.loss);
+}
+
+// On a spike: the newest checkpoint again, without the batch it came from. The root decides for all.
+bool Trainer::goes_back(int64_t step, double loss) {
+  if (train_.spike.z <= 0) return false;
+  const int64_t batch = batch_of_step(step, state_.state()), rollbacks = state_.state().rollbacks;
+  if (!ranks_.from_root(int{spikes_ && spikes_->is_spike(loss)})) {
+    if (spikes_) spikes_->add(loss);
+    return false;
+  }
+  const std::string what = fmt::format("step {}: loss {:.4f} is {:.1f} standard deviations above the {} before it",
+                                       step, loss, spikes_ ? spikes_->distance(loss) : 0, train_.spike.window);
+  if (rollbacks >= train_.spike.max_rollbacks || !state_.go_back(batch)) {
+    spdlog::warn(
+        "{}; going on: {}", what,
+        rollbacks >= train_.spike.max_rollbacks ? "train.spike.max_rollbacks is reached" : "no checkpoint yet");
+    if (spikes_) spikes_->add(loss);
+    return false;
+  }
+  spdlog::warn("{}; back to step {} without batch {} (rollback {} of {})", what, state_.state().step, batch,
+               rollbacks + 1, train_.spike.max_rollbacks);
+  if (records_) {
+    records_.reset();
+    records_.emplace(state_.directory(), state_.state().step);
+  }
+  watch_losses();
+  return true;
+}
+
+// Once after a return: the loop goes on behind the checkpoint's step.
+bool Trainer::follows_return(int64_t& step) {
+  if (!std::exchange(went_back_, false)) return false;
+  step = state_.state().step;
+  step_start_ = Clock::now();
+  return true;
 }
 
 void Trainer::report(const MetricsRow& measured, bool last) {
@@ -299,7 +351,7 @@ void Trainer::explain_non_finite(int64_t step, double loss, double norm) {
   fail(
       "train: step {}: loss {} and gradient norm {} are not finite; its batch begins at {}; largest: {}; lower "
       "train.optimizer.lr or set train.skip_nonfinite",
-      step, loss, norm, state_.data().locate((step - 1) * sequences_), names);
+      step, loss, norm, state_.data().locate(first_sample(step)), names);
 }
 
 void Trainer::run() {
@@ -318,6 +370,7 @@ void Trainer::run() {
     watch(fmt::format("step {}", step), parallel_.deadlines.step, "parallel.deadlines.step");
     LaunchedStep launched = with_step_profile(state_.context(), train_, step, [&] { return launch_step(step); });
     finish_launched(false);  // the step before, while the device works on this one
+    if (follows_return(step)) continue;
     launched_ = std::move(launched);
     const int signal = ranks_.maximum(StopSignals::received());
     const bool last = step == last_step_ || signal, saves = due(train_.checkpoint.every, step, last) || last;
@@ -326,6 +379,7 @@ void Trainer::run() {
     const bool compares = due(parallel_.check_every, step, false) && ranks_.size() > 1;
     const bool evaluates = state_.validation() && due(train_.eval.every, step, step == train_.max_steps);
     if (!reads_late_ || saves || sample || compares || evaluates) finish_launched(last);
+    if (follows_return(step)) continue;
     state_.raise_save_failure();
     if (compares) check_weights(step);
     if (sample && ranks_.is_root()) write_sample(step);
