@@ -42,7 +42,7 @@ YAML
 
 # Resident KiB and open files of a process; nothing once it is gone.
 resident() { sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$1/status" 2>/dev/null || true; }
-open_files() { find "/proc/$1/fd" -mindepth 1 2>/dev/null | wc -l; }
+open_files() { find "/proc/$1/fd" -mindepth 1 2>/dev/null | wc -l || true; }
 last_step() { tail -n 1 "$dir/run/metrics.jsonl" 2>/dev/null | sed -n 's/^{"step":\([0-9]*\),.*/\1/p' || true; }
 
 say "$steps steps in $pieces launches"
