@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The study's sweeps in the order of their importance, within a time limit, on as many GPUs as there are.
 #   scripts/run_study.sh [--time-limit S] [--jobs N] [--kit FOLDER] [--restore FILE] [--out FOLDER] [STAGE | SWEEP.yaml ...]
-# Stages: attention, ablations, equal, scaling, paper; all of them in this order when none is named.
+# Stages: attention, ablations, equal, scaling, paper; all of them in this order when none is named. Besides: tiny, ten
+# runs on the King James Bible, minutes on two CPU cores; climbmix, the paper's sizes on data/climbmix.
 # S seconds from the start: no run is started that would not end by then; 0: no limit. N runs at a time: one for each GPU.
 # KIT holds study.jsonl.xz and tokenizers; without it the text is fetched from Debian's packages and they are trained.
 # OUT receives study.tar.xz: configuration, metrics and tables of every run, no weights. FILE is such an archive: what it
@@ -40,8 +41,10 @@ for stage in "${stages[@]}"; do
     equal) sweeps+=(attention_total_parameters attention_flops) ;;
     scaling) sweeps+=(scaling) ;;
     paper) sweeps+=(paper_120m) ;;
+    tiny) sweeps+=(tiny) ;;
+    climbmix) sweeps+=(climbmix_120m climbmix_645m climbmix_1200m) ;;
     *.yaml) sweeps+=("$stage") ;;
-    *) die "run_study.sh: unknown stage '$stage'; expected attention, ablations, equal, scaling, paper or a .yaml file" ;;
+    *) die "run_study.sh: unknown stage '$stage'; expected attention, ablations, equal, scaling, paper, tiny, climbmix or a .yaml file" ;;
   esac
 done
 files=()
@@ -71,25 +74,45 @@ prepare() {
     --val-fraction 0.01 --val-split hash --deduplicate
 }
 
-# What the sweeps' configurations read, found in their plans' own words.
-vocabularies() {
-  local v
-  for v in 4096 16384 50304; do
-    if grep -qs "data/study/v$v/" "${files[@]}" configs/sweeps/base_30m.yaml; then echo "$v"; fi
+# The King James Bible in a vocabulary of 1024.
+prepare_tiny() {
+  scripts/fetch_text.sh kjv
+  mkdir -p data/sweeps
+  "$egmla" tokenizer train data/text/kjv.txt --vocab-size 1024 --out data/sweeps/tiny.tokenizer.json
+  "$egmla" data prepare data/text/kjv.txt --tokenizer data/sweeps/tiny.tokenizer.json --out data/sweeps/tiny --force \
+    --val-fraction 0.05
+}
+
+# reads FOLDER: whether a sweep reads data there; its plan says so, or its base where the plan names no data of its own.
+reads() {
+  local file text
+  for file in "${files[@]}"; do
+    text=$(cat "$file")
+    [[ $text == *data.train* ]] || text+=$(cat "$(dirname "$file")/$(sed -n 's/^base: *\([^ ]*\).*/\1/p' "$file")")
+    [[ $text != *$1/* ]] || return 0
   done
+  return 1
 }
 
 say "Data"
 mkdir -p data/study "$out"
 pids=()
-for v in $(vocabularies); do
-  [[ -f data/study/v$v/meta.json ]] && continue
+for v in 4096 16384 50304; do
+  if ! reads "data/study/v$v" || [[ -f data/study/v$v/meta.json ]]; then continue; fi
   text
   prepare "$v" >"data/study/v$v.log" 2>&1 &
   pids+=($!)
 done
 for pid in "${pids[@]}"; do wait "$pid" || die "preparing the data failed: $(tail -qn 1 data/study/*.log)"; done
-for v in $(vocabularies); do note "$(tr -d '\n ' <"data/study/v$v/meta.json" | cut -c1-160)"; done
+if reads data/sweeps/tiny && [[ ! -f data/sweeps/tiny/meta.json ]]; then prepare_tiny; fi
+for folder in data/study/v4096 data/study/v16384 data/study/v50304 data/sweeps/tiny data/climbmix; do
+  reads "$folder" || continue
+  for part in train val; do
+    compgen -G "$folder/${part}_*.bin" >/dev/null ||
+      die "$folder: no ${part}_*.bin there; docs/reproduction.md says how to make them"
+  done
+  [[ ! -f $folder/meta.json ]] || note "$folder: $(tr -d '\n ' <"$folder/meta.json" | cut -c1-160)"
+done
 
 if [[ -n $restore ]]; then
   python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$restore" runs

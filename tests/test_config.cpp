@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/files.h"
 #include "io/config.h"
+#include "lab/inspect.h"
 
 namespace egmla {
 namespace {
@@ -325,6 +326,30 @@ TEST(Config, PaperConfigurationsHaveThePapersShapes) {
     EXPECT_EQ(config.train.max_steps, 95368) << name;
     if (model.gated()) {
       EXPECT_EQ(model.vocab_size * attention.gate.embed_dim * model.num_hidden_layers, 154389504);
+    }
+  }
+}
+
+// The larger pairs, of which the paper gives counts alone: 645-951M and 1.19-1.8B, without and with gate tables.
+TEST(Config, PaperPairsHaveAboutThePapersCounts) {
+  struct Pair {
+    std::string name;
+    double outside_tables, all;
+  };
+  for (const Pair& pair : {Pair{"645m", 645e6, 951e6}, Pair{"1200m", 1.19e9, 1.8e9}}) {
+    for (const int64_t context : {2048, 4096}) {
+      const std::vector<std::string> overrides = {"run.device=cpu", "train.micro_batch_size=1",
+                                                  fmt::format("model.max_position_embeddings={}", context),
+                                                  fmt::format("data.sequence_length={}", context)};
+      const std::string path = EGMLA_SOURCE_DIR "/configs/paper/" + pair.name;
+      const Inspection gated = inspect(load_config(path + "_egmla.yaml", overrides));
+      const Inspection plain = inspect(load_config(path + "_mla.yaml", overrides));
+      const auto all = static_cast<double>(gated.parameters), tables = static_cast<double>(gated.gate_tables);
+      EXPECT_NEAR(all / pair.all, 1.0, 0.01) << pair.name;
+      EXPECT_NEAR((all - tables) / pair.outside_tables, 1.0, 0.01) << pair.name;
+      EXPECT_NEAR(static_cast<double>(plain.parameters) / pair.outside_tables, 1.0, 0.05) << pair.name;
+      EXPECT_EQ(plain.gate_tables, 0);
+      EXPECT_EQ(gated.cache_elements, plain.cache_elements);
     }
   }
 }

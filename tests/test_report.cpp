@@ -70,6 +70,13 @@ TEST(SvgChart, TicksAreRoundAndWithin) {
   EXPECT_TRUE(nice_ticks(0.0, std::numeric_limits<double>::infinity(), 5).empty());
 }
 
+TEST(SvgChart, TicksOfALogarithmicAxisArePowersOfTenOrRoundBetweenThem) {
+  EXPECT_EQ(log_ticks(1.0, 1e6, 3), (std::vector<double>{1, 100, 1e4, 1e6}));
+  EXPECT_EQ(log_ticks(900.0, 13000.0, 8), (std::vector<double>{1000, 2000, 5000, 10000}));
+  EXPECT_EQ(log_ticks(120.0, 160.0, 4), (std::vector<double>{120, 130, 140, 150, 160}));
+  EXPECT_TRUE(log_ticks(0.0, 10.0, 4).empty());
+}
+
 TEST(SvgChart, ThinningKeepsMeansAndTheEnd) {
   std::vector<Point> points;
   for (int i = 1; i <= 1000; ++i) points.push_back({static_cast<double>(i), static_cast<double>(2 * i)});
@@ -186,8 +193,8 @@ TEST_F(ReportTest, FortyRunsAreOrderedAndTheBestColoured) {
   EXPECT_LT(page.find("<td><span class=\"key b1\"></span>r39"), page.find("<td><span class=\"key b2\"></span>r38"));
   EXPECT_TRUE(has(page, "<td><span class=\"key b0\"></span>r00"));
   EXPECT_TRUE(has(page, "32 more"));
-  EXPECT_TRUE(has(page, "<th>train.lr</th>"));
-  EXPECT_FALSE(has(page, "<th>train.seed</th>"));
+  EXPECT_TRUE(has(page, "<th>train.<wbr>lr</th>"));
+  EXPECT_FALSE(has(page, "<th>train.<wbr>seed</th>"));
   // Two loss charts in two widths, loss against time, three small ones, forty lines in each.
   EXPECT_EQ(count(page, "<path d="), 8u * 40u);
   EXPECT_LT(page.size(), 2u << 20);
@@ -213,7 +220,68 @@ TEST_F(ReportTest, CostsAndCacheAreDrawnWhereStatsTellThem) {
   const std::string page = report({a, b});
   EXPECT_TRUE(has(page, ">Final loss against cache<"));
   EXPECT_TRUE(has(page, "cached elements per token"));
-  EXPECT_EQ(count(page, "r=\"4.5\""), 2u);
+  EXPECT_EQ(count(page, "r=\"4.5\""), 4u);  // in two widths
+}
+
+TEST_F(ReportTest, SeedsOfOneSettingShareColourNameAndMean) {
+  std::vector<std::string> dirs;
+  for (const auto& [name, latent, seed, loss] :
+       {std::tuple("kv64-seed_1", 64, 1, 1.0), std::tuple("kv64-seed_2", 64, 2, 1.5),
+        std::tuple("mha-seed_1", 0, 1, 2.0), std::tuple("kv64-again", 64, 2, 1.5)}) {
+    dirs.push_back(make_run(name, loss, 100));
+    write_file(dirs.back() + "/config.yaml",
+               fmt::format("run: {{name: {}, seed: {}}}\nmodel: {{latent: {}}}\n", name, seed, latent));
+    write_file(dirs.back() + "/stats.json", fmt::format(R"({{"cache_elements": {}}})", 100 + latent));
+  }
+  const auto runs = load_runs(dirs);
+  const auto settings = settings_of(runs);
+  ASSERT_EQ(settings.size(), 2U);
+  EXPECT_EQ(settings[0].name, "kv64");
+  EXPECT_EQ(settings[0].runs.size(), 3U);
+  EXPECT_EQ(settings[0].seeds, 2U);  // a run that is there twice counts once
+  EXPECT_NEAR(settings[0].loss, 1.25 + 0.25, 1e-6);
+  EXPECT_NEAR(settings[0].spread.value(), 0.5 / std::sqrt(2.0), 1e-6);
+  EXPECT_FALSE(settings[1].spread);
+  EXPECT_EQ(settings[1].name, "mha-seed_1");
+  const std::string page = report(dirs);
+  EXPECT_TRUE(
+      has(page, "<li><span class=\"key b1\"></span>kv64</li><li><span class=\"key b2\"></span>mha-seed_1</li>"));
+  EXPECT_TRUE(has(page, "<td><span class=\"key b1\"></span>kv64</td><td>2</td>"));
+  EXPECT_TRUE(has(page, "one sample standard deviation"));
+  EXPECT_EQ(count(page, "class=\"bar\""), 2U);  // of one setting, in two widths
+  EXPECT_FALSE(has(page, "run.<wbr>seed"));
+}
+
+TEST_F(ReportTest, PowerLawsAreDrawnFromThreeSizesOn) {
+  std::vector<std::string> dirs;
+  for (int size = 1; size <= 3; ++size) {
+    EXPECT_FALSE(size > 1 && has(report(dirs), "power law")) << size;
+    dirs.push_back(make_run(fmt::format("s{}", size), 4.0 * std::pow(2.0, -0.1 * size) - 0.25, 500));
+    write_file(dirs.back() + "/config.yaml",
+               fmt::format("model: {{hidden_size: {}, num_hidden_layers: 2, attention: {{type: mla}}}}\n", 64 * size));
+    write_file(dirs.back() + "/stats.json",
+               fmt::format(R"({{"parameters": {0}, "gate_tables": 0, "flops_per_token": {0}}})", 1000 * (1 << size)));
+  }
+  const std::string page = report(dirs);
+  EXPECT_TRUE(has(page, ">Final loss against parameters without gate tables<"));
+  EXPECT_TRUE(has(page, "mla, exponent 0.100 \u00b1 0.000"));
+  EXPECT_TRUE(has(report(dirs, ReportFormat::markdown), "| mla | FLOPs of training | 3 |"));
+}
+
+TEST_F(ReportTest, ComparisonsAreDrawn) {
+  const std::string dir = make_run("gated", 2.0, 50);
+  EXPECT_FALSE(has(report({dir}), "Benefit"));
+  const auto bin = [](int from, int tokens, double error) {
+    return fmt::format(R"({{"seen_from": {}, "seen_to": null, "tokens": {}, "loss": 1.0, "other": 1.2,
+      "standard_error": {}}})",
+                       from, tokens, error);
+  };
+  write_file(dir + "/comparison.json", R"({"other": "runs/mla/checkpoints/step-1.h5", "by_count": [)" +
+                                           bin(0, 5000, 0.1) + "," + bin(10, 999, 0.1) + "," + bin(100, 5000, 0.1) +
+                                           "]}");
+  const std::string page = report({dir});
+  EXPECT_TRUE(has(page, "Benefit over mla by how often a token was seen"));
+  EXPECT_EQ(count(page, "class=\"bar\""), 2U);  // one bin of note, in two widths
 }
 
 TEST_F(ReportTest, FoldersWithoutRunsArePassedOverBesideOthers) {

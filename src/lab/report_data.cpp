@@ -69,6 +69,19 @@ std::string tail_of(const std::string& text) {
   return line == std::string::npos ? text.substr(text.size() - kSampleBytes) : text.substr(line + 1);
 }
 
+void read_benefit(const fs::path& path, RunData& run) {
+  const auto file = nlohmann::json::parse(read_if_there(path), nullptr, false);
+  if (!file.is_object() || !file.contains("by_count")) return;
+  run.benefit_over = fs::path(file.value("other", "")).parent_path().parent_path().filename().string();
+  for (const auto& bin : file["by_count"]) {
+    run.benefit.push_back({.from = bin.value("seen_from", int64_t{0}),
+                           .tokens = bin.value("tokens", int64_t{0}),
+                           .loss = bin.value("loss", 0.0),
+                           .other = bin.value("other", 0.0),
+                           .error = bin["standard_error"].is_number() ? bin["standard_error"].get<double>() : 0.0});
+  }
+}
+
 RunData load_run(const std::string& dir) {
   RunData run;
   run.dir = dir;
@@ -88,6 +101,7 @@ RunData load_run(const std::string& dir) {
   run.unigram_entropy = stat(stats, "val_unigram_entropy_nats");
   run.hardware = text_stat(stats, "hardware");
   run.commit = text_stat(stats, "commit");
+  read_benefit(fs::path(dir) / "comparison.json", run);
   const auto named = run.config.find("run.name");
   run.name = named != run.config.end() && !named->second.empty()
                  ? named->second
@@ -197,6 +211,11 @@ std::vector<RunData> load_runs(const std::vector<std::string>& run_dirs) {
   make_names_unique(runs);
   std::stable_sort(runs.begin(), runs.end(),
                    [](const RunData& a, const RunData& b) { return a.final_loss() < b.final_loss(); });
+  const std::vector<RunSetting> settings = settings_of(runs);
+  for (size_t rank = 0; rank < settings.size(); ++rank) {
+    for (size_t place : settings[rank].runs) runs[place].setting = rank;
+  }
+  std::stable_sort(runs.begin(), runs.end(), [](const RunData& a, const RunData& b) { return a.setting < b.setting; });
   return runs;
 }
 
@@ -248,15 +267,19 @@ SummaryTable summary_table(const std::vector<RunData>& runs) {
   return without_empty_columns(table);
 }
 
+// One row for each setting; its seeds are no difference.
 SummaryTable difference_table(const std::vector<RunData>& runs) {
-  const std::vector<std::string> keys = differing_keys(runs);
-  SummaryTable table{{"Run"}, {}};
+  const std::vector<RunSetting> settings = settings_of(runs);
+  std::vector<std::string> keys = differing_keys(runs);
+  if (settings.size() < runs.size()) std::erase(keys, "run.seed");
+  SummaryTable table{{settings.size() < runs.size() ? "Setting" : "Run"}, {}};
   table.headings.insert(table.headings.end(), keys.begin(), keys.end());
-  for (const RunData& run : runs) {
-    std::vector<std::string> row = {run.name};
+  for (const RunSetting& setting : settings) {
+    std::vector<std::string> row = {setting.name};
     for (const std::string& key : keys) {
-      const auto found = run.config.find(key);
-      row.push_back(found == run.config.end() ? kUnknown : found->second);
+      const auto& config = runs[setting.runs.front()].config;
+      const auto found = config.find(key);
+      row.push_back(found == config.end() || found->second == "~" ? kUnknown : found->second);
     }
     table.rows.push_back(std::move(row));
   }
@@ -267,11 +290,17 @@ SummaryTable hardware_table(const std::vector<RunData>& runs) {
   SummaryTable table{{"Run", "Hardware", "Commit"}, {}};
   const auto known = [](const std::string& text) { return text.empty() ? kUnknown : text; };
   for (const RunData& run : runs) table.rows.push_back({run.name, known(run.hardware), known(run.commit)});
+  const auto same = [&](const auto& row) { return row[1] == table.rows[0][1] && row[2] == table.rows[0][2]; };
+  if (runs.size() > 1 && std::all_of(table.rows.begin(), table.rows.end(), same)) {
+    table.rows.resize(1);
+    table.rows[0][0] = fmt::format("all {}", runs.size());
+  }
   return without_empty_columns(table);
 }
 
 std::string summary_sentence(const std::vector<RunData>& runs) {
-  const RunData& best = runs.front();
+  const RunData& best = *std::min_element(
+      runs.begin(), runs.end(), [](const RunData& a, const RunData& b) { return a.final_loss() < b.final_loss(); });
   const auto validation = best.final_val_loss();
   if (!std::isfinite(best.final_loss())) return "No run has a finite loss.";
   std::string out = runs.size() > 1 ? fmt::format("Best of {} runs is {}: its ", runs.size(), best.name) : "The ";

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "lab/compare.h"
 #include "train/metrics.h"
 
 namespace egmla {
@@ -21,6 +22,9 @@ struct RunData {
   std::optional<double> parameters, gate_tables, cache_elements, flops_per_token;
   std::optional<double> unigram_entropy;  // of the validation text, nats per token
   std::string hardware, commit;
+  std::vector<CountBin> benefit;  // of comparison.json, where `egmla compare` wrote one
+  std::string benefit_over;       // the other side of it
+  size_t setting = 0;             // its place among settings_of()'s
 
   // Mean of the last fiftieth of the steps: single steps are noisy.
   std::optional<double> final_train_loss() const;
@@ -32,9 +36,21 @@ struct RunData {
   std::optional<double> median_mfu() const;
 };
 
-// Best first. Of several paths those that hold no run, as a sweep's own files, are passed over. Raises a usage error
-// when a path is missing or none holds a run.
+// Runs of one configuration, seeds aside.
+struct RunSetting {
+  std::string name;          // what its runs' names begin with
+  std::vector<size_t> runs;  // their places, best first
+  size_t seeds = 0;
+  double loss = 0.0;             // mean of the final losses, one run for each seed
+  std::optional<double> spread;  // their sample standard deviation; nothing for one seed
+};
+
+// Best setting first, and within a setting the best run. Of several paths those that hold no run, as a sweep's own
+// files, are passed over. Raises a usage error when a path is missing or none holds a run.
 std::vector<RunData> load_runs(const std::vector<std::string>& run_dirs);
+
+// Best first: those of the runs that load_runs() gave.
+std::vector<RunSetting> settings_of(const std::vector<RunData>& runs);
 
 // Configuration keys whose values differ between runs, names and directories aside.
 std::vector<std::string> differing_keys(const std::vector<RunData>& runs);
@@ -47,6 +63,7 @@ struct SummaryTable {
   std::vector<std::string> headings;
   std::vector<std::vector<std::string>> rows;
 };
+SummaryTable settings_table(const std::vector<RunData>& runs);  // without rows unless a setting has several runs
 SummaryTable summary_table(const std::vector<RunData>& runs);
 SummaryTable difference_table(const std::vector<RunData>& runs);
 SummaryTable hardware_table(const std::vector<RunData>& runs);

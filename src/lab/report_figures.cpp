@@ -43,23 +43,6 @@ std::vector<Point> val_loss(const RunData& run) {
   return val_loss_along(run, Along::tokens);
 }
 
-// "0", "500k", "2.5M"
-std::string tick_count(double value) {
-  static constexpr std::array<std::pair<double, const char*>, 4> kUnits = {
-      {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}}};
-  for (const auto& [unit, letter] : kUnits) {
-    if (std::abs(value) >= unit * (1 - 1e-9)) return fmt::format("{:g}{}", value / unit, letter);
-  }
-  return fmt::format("{:g}", value);
-}
-
-// "0", "2e-4", "0.5"
-std::string tick_number(double value) {
-  if (value == 0.0 || (std::abs(value) >= 1e-2 && std::abs(value) < 1e5)) return fmt::format("{:g}", value);
-  const int power = static_cast<int>(std::floor(std::log10(std::abs(value)) + 1e-9));
-  return fmt::format("{:g}e{}", value / std::pow(10.0, power), power);
-}
-
 // A chart over tokens, as wide as the page or as a phone.
 Chart token_chart(std::string title, std::string y_label, bool wide) {
   Chart chart;
@@ -77,8 +60,8 @@ Chart token_chart(std::string title, std::string y_label, bool wide) {
 // tokens and the uncoloured runs show above the others is cut off.
 double loss_ceiling(const std::vector<RunData>& runs) {
   double ceiling = 0.0;
-  for (size_t rank = 0; rank < runs.size() && color_of(rank) > 0; ++rank) {
-    const RunData& run = runs[rank];
+  for (const RunData& run : runs) {
+    if (color_of(run.setting) == 0) break;
     const std::vector<Point> points = thin_out(train_loss(run), 400);
     const double start = points.back().x * 0.02;
     for (const Point& point : points) {
@@ -110,11 +93,11 @@ Chart single_loss_chart(const RunData& run, bool wide) {
   return chart;
 }
 
-// One line a run, the best on top.
+// One line a run, the best on top; a setting's seeds share its colour.
 template <class Curve>
 Chart chart_of_runs(Chart chart, const std::vector<RunData>& runs, Curve points_of, size_t points, SeriesStyle style) {
   for (size_t rank = runs.size(); rank-- > 0;) {
-    const int color = color_of(rank);
+    const int color = color_of(runs[rank].setting);
     chart.series.push_back({"", thin_out(points_of(runs[rank]), color > 0 ? points : points / 2), color,
                             color > 0 ? style : SeriesStyle::line});
   }
@@ -127,10 +110,11 @@ std::string shortened(const std::string& name) {
   return name.size() <= 2 * kKept ? name : name.substr(0, kKept) + "\u2026" + name.substr(name.size() - kKept);
 }
 
-// Names at the lines' ends where there is room for them.
+// Names at the lines' ends, where there is room for them: at a setting's best run.
 void name_series(Chart& chart, const std::vector<RunData>& runs) {
-  for (size_t rank = 0; rank < std::min<size_t>(runs.size(), kChartColors); ++rank) {
-    chart.series[runs.size() - 1 - rank].label = shortened(runs[rank].name);
+  const std::vector<RunSetting> settings = settings_of(runs);
+  for (size_t rank = 0; rank < std::min<size_t>(settings.size(), kChartColors); ++rank) {
+    chart.series[runs.size() - 1 - settings[rank].runs.front()].label = shortened(settings[rank].name);
   }
 }
 
@@ -160,10 +144,6 @@ double spike_ceiling(const std::vector<RunData>& runs) {
   return 1.15 * *rank;
 }
 
-std::string figure(const std::string& title, const std::string& content) {
-  return "<figure><h3>" + title + "</h3>" + content + "</figure>\n";
-}
-
 template <class Value>
 std::string small_figure(const std::vector<RunData>& runs, const std::string& title, const std::string& unit,
                          Value value, std::optional<double> ceiling = std::nullopt) {
@@ -174,12 +154,6 @@ std::string small_figure(const std::vector<RunData>& runs, const std::string& ti
   if (unit == "tokens/s") chart.y_text = tick_count;
   const auto points_of = [&](const RunData& run) { return curve(run, value); };
   return figure(title, svg_chart(chart_of_runs(std::move(chart), runs, points_of, 240, SeriesStyle::line)));
-}
-
-template <class MakeChart>
-std::string wide_and_narrow(MakeChart make_chart) {
-  return "<div class=\"wide\">" + svg_chart(make_chart(true)) + "</div><div class=\"narrow\">" +
-         svg_chart(make_chart(false)) + "</div>";
 }
 
 bool any_validated(const std::vector<RunData>& runs) {
@@ -214,25 +188,30 @@ std::string cost_figure(const std::vector<RunData>& runs, Along along) {
                                                validation ? SeriesStyle::dotted : SeriesStyle::line)));
 }
 
-// The trade-off the latent is for; empty unless runs with different caches are there.
-std::string cache_figure(const std::vector<RunData>& runs) {
-  Chart chart = token_chart("Final loss against cached elements per token", "nats per token", false);
-  chart.x_label = "cached elements per token, all layers";
-  std::set<double> caches;
-  for (size_t rank = runs.size(); rank-- > 0;) {
-    const RunData& run = runs[rank];
-    if (!run.cache_elements || !std::isfinite(run.final_loss())) continue;
-    caches.insert(*run.cache_elements);
-    chart.series.push_back({"", {{*run.cache_elements, run.final_loss()}}, color_of(rank), SeriesStyle::dots});
-  }
-  return caches.size() < 2 ? "" : figure("Final loss against cache", svg_chart(chart));
-}
-
 }  // namespace
 
-// The best runs have colours, the others form a grey background; so one run and forty stay readable.
+// The best settings have colours, the others form a grey background; so one and forty stay readable.
 int color_of(size_t rank) {
   return rank < kChartColors ? static_cast<int>(rank) + 1 : 0;
+}
+
+std::string tick_count(double value) {
+  static constexpr std::array<std::pair<double, const char*>, 4> kUnits = {
+      {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}}};
+  for (const auto& [unit, letter] : kUnits) {
+    if (std::abs(value) >= unit * (1 - 1e-9)) return fmt::format("{:g}{}", value / unit, letter);
+  }
+  return fmt::format("{:g}", value);
+}
+
+std::string tick_number(double value) {
+  if (value == 0.0 || (std::abs(value) >= 1e-2 && std::abs(value) < 1e5)) return fmt::format("{:g}", value);
+  const int power = static_cast<int>(std::floor(std::log10(std::abs(value)) + 1e-9));
+  return fmt::format("{:g}e{}", value / std::pow(10.0, power), power);
+}
+
+std::string figure(const std::string& title, const std::string& content) {
+  return "<figure><h3>" + title + "</h3>" + content + "</figure>\n";
 }
 
 std::vector<Point> train_loss(const RunData& run) {
@@ -242,16 +221,17 @@ std::vector<Point> train_loss(const RunData& run) {
 std::string small_figures(const std::vector<RunData>& runs) {
   using Known = std::optional<double>;
   return "<div class=\"small\">\n" +
-         small_figure(runs, "Learning rate", "", [](const MetricsRow& row) { return Known(row.lr); }) +
+         small_figure(runs, "Learning rate", "of AdamW, at each step",
+                      [](const MetricsRow& row) { return Known(row.lr); }) +
          small_figure(
-             runs, "Gradient norm", "before clipping", [](const MetricsRow& row) { return Known(row.grad_norm); },
+             runs, "Gradient norm", "norm before clipping", [](const MetricsRow& row) { return Known(row.grad_norm); },
              spike_ceiling(runs)) +
          small_figure(runs, "Throughput", "tokens/s", [](const MetricsRow& row) { return Known(row.tokens_per_s); }) +
          "</div>\n";
 }
 
 std::string cost_figures(const std::vector<RunData>& runs) {
-  const std::string figures = cost_figure(runs, Along::flops) + cost_figure(runs, Along::time) + cache_figure(runs);
+  const std::string figures = cost_figure(runs, Along::flops) + cost_figure(runs, Along::time);
   return figures.empty() ? "" : "<div class=\"small\">\n" + figures + "</div>\n";
 }
 

@@ -32,7 +32,7 @@ p { margin: .3rem 0; max-width: 46rem; }
 .note { color: var(--soft); font-size: .85rem; }
 figure { margin: 0; break-inside: avoid; }
 .large { display: grid; gap: 2rem; margin-top: 2rem; }
-.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 2rem 1.75rem;
+.small { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 2rem 1.75rem;
   margin-top: 2.25rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -43,6 +43,7 @@ svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke-
 .reference { stroke: var(--soft); stroke-dasharray: 5 4; }
 path { fill: none; stroke-width: 1.5; stroke-linejoin: round; stroke-linecap: round; }
 .c0 path { stroke-width: 1; }
+.bar { stroke-width: 1; opacity: .75; }
 .faint path { stroke-width: .8; opacity: .38; }
 .c0 path { stroke: var(--c0); } .c1 path { stroke: var(--c1); } .c2 path { stroke: var(--c2); }
 .c3 path { stroke: var(--c3); } .c4 path { stroke: var(--c4); } .c5 path { stroke: var(--c5); }
@@ -61,8 +62,9 @@ svg .t5 { fill: var(--c5); } svg .t6 { fill: var(--c6); } svg .t7 { fill: var(--
   list-style: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 60%; }
-th { font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--rule); }
-th, td { text-align: right; padding: .34rem .9rem .34rem 0; white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--rule); vertical-align: bottom; }
+th, td { text-align: right; padding: .34rem .9rem .34rem 0; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td { border-bottom: 1px solid var(--grid); }
 pre { background: var(--panel); border-radius: 6px; padding: .9rem 1.1rem; font: .8rem/1.5 ui-monospace, "SF Mono",
@@ -83,7 +85,9 @@ summary { cursor: pointer; font-size: .92rem; }
   html { font-size: 9pt; }
   body { max-width: none; padding: 0; }
   .scroll { overflow: visible; }
-  th, td { white-space: normal; padding-right: .6rem; }
+  th, td { white-space: normal; overflow-wrap: anywhere; padding-right: .5rem; }
+  th:first-child, td:first-child { min-width: 8em; }
+  table { font-size: .75rem; }
   .narrow { display: none; }
   .wide { display: block; }
   .small { grid-template-columns: repeat(3, 1fr); gap: 1rem; }

@@ -43,30 +43,36 @@ class Layout {
  public:
   explicit Layout(const Chart& chart) : chart_(chart) {
     for (const Series& series : chart.series) {
-      for (const Point& point : series.points) {
+      for (size_t i = 0; i < series.points.size(); ++i) {
+        const Point& point = series.points[i];
         if (!std::isfinite(point.y)) continue;
-        x_.include(point.x);
-        y_.include(point.y);
+        x_.include(along(point.x));
+        const double error = i < series.errors.size() ? series.errors[i] : 0.0;
+        y_.include(point.y - error);
+        y_.include(point.y + error);
       }
     }
     if (chart.y_max && *chart.y_max > y_.low) y_.high = std::min(y_.high, *chart.y_max);
     if (chart.reference) y_.include(chart.reference->y);
-    x_.include(0.0);
-    if (x_.low == x_.high) x_.widen(0.0);
+    if (!chart.x_log) x_.include(0.0);
+    if (chart.x_log || x_.low == x_.high) x_.widen(chart.x_log ? 0.06 : 0.0);
     y_.widen(0.05);
     if (chart.y_min) y_.low = *chart.y_min;
     y_ticks_ = nice_ticks(y_.low, y_.high, chart.height > 330 ? 7 : 5);
     double tick_width = 0.0, label_width = 0.0;
     for (double tick : y_ticks_) tick_width = std::max(tick_width, text_width(chart.y_text(tick)));
-    for (const Series& series : chart.series)
-      label_width = std::max(label_width, text_width(series.label, kBoldLetter));
+    for (const Series& series : chart.series) {
+      if (series.style != SeriesStyle::dots) label_width = std::max(label_width, text_width(series.label, kBoldLetter));
+    }
     left = tick_width + 10.0;
     right = chart.width - (label_width > 0.0 ? label_width + 12.0 : 14.0);
     bottom = chart.height - kBottom;
-    x_ticks_ = nice_ticks(x_.low, x_.high, static_cast<int>((right - left) / 75.0));
+    const int count = static_cast<int>((right - left) / 75.0);
+    x_ticks_ = chart.x_log ? log_ticks(std::pow(10.0, x_.low), std::pow(10.0, x_.high), count)
+                           : nice_ticks(x_.low, x_.high, count);
   }
 
-  double x(double value) const { return left + (value - x_.low) / (x_.high - x_.low) * (right - left); }
+  double x(double value) const { return left + (along(value) - x_.low) / (x_.high - x_.low) * (right - left); }
   double y(double value) const { return bottom - (value - y_.low) / (y_.high - y_.low) * (bottom - top); }
   const std::vector<double>& x_ticks() const { return x_ticks_; }
   const std::vector<double>& y_ticks() const { return y_ticks_; }
@@ -74,6 +80,9 @@ class Layout {
   double left = 0.0, right = 0.0, top = kTop, bottom = 0.0;
 
  private:
+  // A place on the axis: the value, or its logarithm.
+  double along(double value) const { return chart_.x_log ? std::log10(value) : value; }
+
   const Chart& chart_;
   Range x_, y_;
   std::vector<double> x_ticks_, y_ticks_;
@@ -124,6 +133,15 @@ std::string line_of(const Series& series, const Layout& layout) {
   std::string out = fmt::format("<g class=\"c{}{}\">", series.color, style);
   if (!lone) out += "<path d=\"" + path_of(series, layout) + "\"/>";
   const double radius = lone ? 4.5 : series.points.size() > 60 ? 1.4 : 2.4;
+  for (size_t i = 0; i < std::min(series.errors.size(), series.points.size()); ++i) {
+    const Point& point = series.points[i];
+    if (!std::isfinite(point.y) || !(series.errors[i] > 0.0)) continue;
+    const double x = layout.x(point.x), low = layout.y(point.y - series.errors[i]);
+    const double high = layout.y(point.y + series.errors[i]);
+    out += fmt::format(
+        "<path class=\"bar\" d=\"M{0:.1f} {1:.1f}V{2:.1f}M{3:.1f} {1:.1f}H{4:.1f}M{3:.1f} {2:.1f}H{4:.1f}\"/>", x, low,
+        high, x - 4.0, x + 4.0);
+  }
   for (const Point& point : series.points) {
     if (!dotted || !std::isfinite(point.y)) continue;
     out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\"/>", layout.x(point.x), layout.y(point.y), radius);
@@ -132,18 +150,21 @@ std::string line_of(const Series& series, const Layout& layout) {
 }
 
 struct EndLabel {
-  double y = 0.0;
+  double x = 0.0, y = 0.0;
   const Series* series = nullptr;
 };
 
-// Labels at the lines' ends, pushed apart downwards, then back up where they passed the bottom.
+// Labels at the lines' ends: beside the chart, or where a line ends early. Pushed apart downwards, then back up where
+// they passed the bottom.
 std::string end_labels(const Chart& chart, const Layout& layout) {
   std::vector<EndLabel> labels;
   for (const Series& series : chart.series) {
     const auto last = std::find_if(series.points.rbegin(), series.points.rend(),
                                    [](const Point& point) { return std::isfinite(point.y); });
-    if (series.label.empty() || last == series.points.rend()) continue;
-    labels.push_back({std::clamp(layout.y(last->y), layout.top, layout.bottom), &series});
+    if (series.label.empty() || series.style == SeriesStyle::dots || last == series.points.rend()) continue;
+    const double x = layout.x(last->x), early = layout.right - 0.12 * (layout.right - layout.left);
+    labels.push_back(
+        {(x < early ? x : layout.right) + 7.0, std::clamp(layout.y(last->y), layout.top, layout.bottom), &series});
   }
   std::stable_sort(labels.begin(), labels.end(), [](const EndLabel& a, const EndLabel& b) { return a.y < b.y; });
   for (size_t i = 1; i < labels.size(); ++i) labels[i].y = std::max(labels[i].y, labels[i - 1].y + kLabelGap);
@@ -151,8 +172,38 @@ std::string end_labels(const Chart& chart, const Layout& layout) {
   for (size_t i = labels.size(); i-- > 0; limit = labels[i].y - kLabelGap) labels[i].y = std::min(labels[i].y, limit);
   std::string out;
   for (const EndLabel& label : labels) {
-    out += text_at(layout.right + 7.0, label.y + 4.0, "start", fmt::format("end t{}", label.series->color),
-                   label.series->label);
+    out +=
+        text_at(label.x, label.y + 4.0, "start", fmt::format("end halo t{}", label.series->color), label.series->label);
+  }
+  return out;
+}
+
+// Labels beside lone points: to the right, or to the left in a chart's last third; pushed down where they would
+// overlap.
+std::string point_labels(const Chart& chart, const Layout& layout) {
+  struct Label {
+    double x = 0.0, y = 0.0, from = 0.0, to = 0.0;
+    const Series* series = nullptr;
+  };
+  std::vector<Label> labels;
+  for (const Series& series : chart.series) {
+    if (series.label.empty() || series.style != SeriesStyle::dots || series.points.empty()) continue;
+    const Point& last = series.points.back();
+    if (!std::isfinite(last.y) || layout.y(last.y) < layout.top - 4.0) continue;
+    const double x = layout.x(last.x), width = text_width(series.label, kBoldLetter);
+    const bool leftwards = x > layout.left + 0.66 * (layout.right - layout.left);
+    const double at = x + (leftwards ? -9.0 : 9.0);
+    labels.push_back({at, layout.y(last.y), leftwards ? at - width : at, leftwards ? at : at + width, &series});
+  }
+  std::stable_sort(labels.begin(), labels.end(), [](const Label& a, const Label& b) { return a.y < b.y; });
+  std::string out;
+  for (size_t i = 0; i < labels.size(); ++i) {
+    Label& label = labels[i];
+    for (size_t j = 0; j < i; ++j) {
+      if (labels[j].from < label.to && label.from < labels[j].to) label.y = std::max(label.y, labels[j].y + kLabelGap);
+    }
+    out += text_at(label.x, label.y + 4.0, label.from == label.x ? "start" : "end",
+                   fmt::format("end halo t{}", label.series->color), label.series->label);
   }
   return out;
 }
@@ -174,7 +225,28 @@ std::vector<double> nice_ticks(double low, double high, int count) {
   const double step = power * (lead > 5.0 ? 10.0 : lead > 2.0 ? 5.0 : lead > 1.0 ? 2.0 : 1.0);
   std::vector<double> ticks;
   for (double i = std::ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; ++i) ticks.push_back(i * step + 0.0);
-  return ticks;
+  return ticks.size() < 3 && count < 8 ? nice_ticks(low, high, count + 2) : ticks;
+}
+
+std::vector<double> log_ticks(double low, double high, int count) {
+  if (!(low > 0.0) || !(high > low) || !std::isfinite(high)) return {};
+  const double decades = std::log10(high / low);
+  // Every step-th power of ten, or within each decade two or three numbers where there is room.
+  const double step = std::max(1.0, std::ceil(decades / std::max(count, 1)));
+  std::vector<double> leads = {1.0};
+  if (decades * 3.0 <= count) {
+    leads = {1.0, 2.0, 5.0};
+  } else if (decades * 2.0 <= count) {
+    leads = {1.0, 3.0};
+  }
+  std::vector<double> ticks;
+  for (double power = std::floor(std::log10(low)); power <= std::log10(high); power += step) {
+    for (double lead : leads) {
+      const double tick = lead * std::pow(10.0, power);
+      if (tick >= low * (1.0 - 1e-9) && tick <= high * (1.0 + 1e-9)) ticks.push_back(tick);
+    }
+  }
+  return ticks.size() < 2 ? nice_ticks(low, high, count) : ticks;
 }
 
 std::vector<Point> thin_out(const std::vector<Point>& points, size_t count) {
@@ -209,7 +281,7 @@ std::string svg_chart(const Chart& chart) {
   for (const Series& series : chart.series) out += line_of(series, layout);
   out += "</svg>";
   if (chart.reference) out += reference_of(*chart.reference, layout);
-  return out + end_labels(chart, layout) + "</svg>";
+  return out + end_labels(chart, layout) + point_labels(chart, layout) + "</svg>";
 }
 
 std::string escape_html(const std::string& text) {

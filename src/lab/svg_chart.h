@@ -17,14 +17,15 @@ struct Point {
   double y = 0.0;
 };
 
-// dotted: a line with a dot at every point; dots: no line
+// dotted: a line with a dot at every point; dots: no line, the label beside the last point
 enum class SeriesStyle : uint8_t { line, faint, dotted, dots };
 
 struct Series {
-  std::string label;          // stands at the line's end; empty: none
-  std::vector<Point> points;  // by rising x; non-finite values break the line
-  int color = 1;              // 0 ... kChartColors
+  std::string label = {};          // stands at the line's end; empty: none
+  std::vector<Point> points = {};  // by rising x; non-finite values break the line
+  int color = 1;                   // 0 ... kChartColors
   SeriesStyle style = SeriesStyle::line;
+  std::vector<double> errors = {};  // half the length of a bar at each point; empty: no bars
 };
 
 struct ReferenceLine {
@@ -40,14 +41,19 @@ struct Chart {
   std::optional<double> y_max;  // higher values are cut off
   std::optional<double> y_min;
   std::function<std::string(double)> x_text, y_text;  // tick labels
+  bool x_log = false;                                 // positive x alone
   int width = 480;
   int height = 280;
 };
 
 std::string svg_chart(const Chart& chart);
 
-// About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high].
+// About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high]; more where they would be fewer than
+// three.
 std::vector<double> nice_ticks(double low, double high, int count);
+
+// At most about `count` of 1, 2 and 5 times the powers of ten within [low, high], both positive.
+std::vector<double> log_ticks(double low, double high, int count);
 
 // At most `count` points: means over equal numbers of neighbours. The last one stands at the last x.
 std::vector<Point> thin_out(const std::vector<Point>& points, size_t count);
