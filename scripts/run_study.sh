@@ -83,12 +83,13 @@ prepare_tiny() {
     --val-fraction 0.05
 }
 
-# reads FOLDER: whether a sweep reads data there; its plan says so, or its base where the plan names no data of its own.
+# reads FOLDER: whether a sweep reads data there: its plan says so, or its base where the plan sets no other data for all
+# runs.
 reads() {
   local file text
   for file in "${files[@]}"; do
     text=$(cat "$file")
-    [[ $text == *data.train* ]] || text+=$(cat "$(dirname "$file")/$(sed -n 's/^base: *\([^ ]*\).*/\1/p' "$file")")
+    [[ $text == *$'\n  data.train:'* ]] || text+=$(cat "$(dirname "$file")/$(sed -n 's/^base: *\([^ ]*\).*/\1/p' "$file")")
     [[ $text != *$1/* ]] || return 0
   done
   return 1
