@@ -85,8 +85,8 @@ summary { cursor: pointer; font-size: .92rem; }
   html { font-size: 9pt; }
   body { max-width: none; padding: 0; }
   .scroll { overflow: visible; }
-  th, td { white-space: normal; overflow-wrap: anywhere; padding-right: .5rem; }
-  th:first-child, td:first-child { min-width: 8em; }
+  th, td { padding-right: .5rem; }
+  th:has(wbr) { overflow-wrap: anywhere; }
   table { font-size: .75rem; }
   .narrow { display: none; }
   .wide { display: block; }
