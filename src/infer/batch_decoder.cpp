@@ -1,7 +1,5 @@
 #include "infer/batch_decoder.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <numeric>
 
@@ -54,10 +52,7 @@ BatchDecoder::BatchDecoder(Transformer& model, int64_t sequences, int64_t capaci
     : model_(&model), state_(checked_state(model, sequences, capacity)), lengths_(static_cast<size_t>(sequences), 0) {
   const GateFolding folding = model.gate_folding();
   if (folding == GateFolding::never || model.folded_features() == 0) return;
-  const bool fold = folding == GateFolding::always || folding_pays(model, sequences, capacity);
-  if (fold) state_.tables = model.fold_gates();
-  spdlog::info("decode: gates {}, {:.1f} MiB of tables", fold ? "folded" : "not folded",
-               fold ? static_cast<double>(folded_gate_bytes(model)) / (1 << 20) : 0.0);
+  if (folding == GateFolding::always || folding_pays(model, sequences, capacity)) state_.tables = model.fold_gates();
 }
 
 void BatchDecoder::check_ids(const std::vector<int32_t>& ids) const {
