@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "core/bf16.h"
+#include "infer/host_values.h"
 #include "kernels/decode_cache.h"
 #include "kernels/layout.h"
 
@@ -16,23 +16,6 @@ bool folding_pays(Transformer& model, int64_t sequences, int64_t capacity) {
   const double rows = 0.5 * static_cast<double>(sequences) * static_cast<double>(capacity * capacity);
   return static_cast<double>(model.config().vocab_size) < rows &&
          folded_gate_bytes(model) <= model.parameters().context().free_memory() / kShareOfMemory;
-}
-
-std::vector<float> floats_of(Context& context, const View& row) {
-  const auto n = static_cast<size_t>(row.elements());
-  std::vector<float> values(n);
-  if (row.dtype == DType::f32) {
-    context.copy_to_host(values.data(), row.data, row.bytes());
-  } else if (row.dtype == DType::f64) {
-    std::vector<double> doubles(n);
-    context.copy_to_host(doubles.data(), row.data, row.bytes());
-    std::copy(doubles.begin(), doubles.end(), values.begin());
-  } else {
-    std::vector<uint16_t> bits(n);
-    context.copy_to_host(bits.data(), row.data, row.bytes());
-    std::transform(bits.begin(), bits.end(), values.begin(), float_from_bf16);
-  }
-  return values;
 }
 
 DecodeState checked_state(const Transformer& model, int64_t sequences, int64_t capacity) {
@@ -119,7 +102,7 @@ View BatchDecoder::logits() {
 }
 
 std::vector<float> BatchDecoder::logits(int64_t sequence) {
-  return floats_of(state_.context(), logits().rows(sequence, 1));
+  return host_values<float>(state_.context(), logits().rows(sequence, 1));
 }
 
 void BatchDecoder::spread(int64_t length) {
