@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 import subprocess
 
 NVLINK = 321e9          # bytes/s, bus bandwidth of an all-reduce of 1 GiB on 2 H100; 4 and 8 of them reach up to 361e9
@@ -21,8 +22,16 @@ BACKWARD = 2 / 3        # of a micro-step; the rest is forward
 STATE_BYTES = 30        # AdamW moves a parameter
 
 
+def config_of(name):
+    return f"configs/bench/{name.removeprefix('bench_')}.yaml"
+
+
+def layers_of(name):
+    return int(re.search(r"num_hidden_layers: *(\d+)", pathlib.Path(config_of(name)).read_text())[1])
+
+
 def inspect(egmla, name):
-    config = f"configs/bench/{name.removeprefix('bench_')}.yaml"
+    config = config_of(name)
     output = subprocess.run([egmla, "inspect", config, "--json"], capture_output=True, text=True, check=True).stdout
     return json.loads(output)["parameters"]
 
@@ -47,13 +56,14 @@ def predict(row, embedding, gpus, stage, bucket=BUCKET):
     optimizer = STATE_BYTES * params / (row.get("copy_gb_per_s") or 3000) / 1e9
     micro = (whole - optimizer) / row["accumulation"]
     buckets = math.ceil(4 * params / bucket)
-    last = embedding / params  # completed last by backward, read first by forward: nothing hides it
+    last = embedding / params  # completed last by backward, read first by forward
+    first_layer = BACKWARD / 2 * micro / layers_of(row["name"])  # its weight gradients, which hide the embedding's
 
     def around(byte_count, rounds):
         return rounds * (n - 1) / n * byte_count / bus(n) + buckets * latency(n, rounds)
 
     gradients = around(4 * params, 1 if stage else 2)
-    exposed = max(0.0, gradients * (1 - last) - BACKWARD * micro) + gradients * last
+    exposed = max(0.0, gradients * (1 - last) - BACKWARD * micro) + max(0.0, gradients * last - first_layer)
     saved = 0.0
     if stage:
         weights, update = around(2 * params, 1), optimizer / n
@@ -110,6 +120,15 @@ def limits(rows, egmla):
     return out
 
 
+def step(row):
+    """Milliseconds of a step as training runs it; results of before 2026-11-25 have the waited-for step alone."""
+    return row.get("running_ms", row["ms"])
+
+
+def tokens(row):
+    return row["gpus"] * row["batch"] * row["seq"] * row["accumulation"] / step(row) * 1e3
+
+
 def measured(path, egmla):
     rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
     head = next((row for row in rows if "machine" in row), {})
@@ -124,13 +143,13 @@ def measured(path, egmla):
         one = next((r for r in runs if r["gpus"] == 1 and all(r[k] == row[k] for k in same)), None)
         stage, cells = row.get("zero_stage", 0), ["", "", ""]
         if one and row["gpus"] > 1:
-            cells[0] = f"{one['ms'] / row['ms']:.1%}"
+            cells[0] = f"{step(one) / step(row):.1%}"
             if row["device"] != "cpu":
                 ms, exposed = predict(one, inspect(egmla, row["name"])["embedding"], row["gpus"], stage)
                 cells[1:] = [f"{one['ms'] / ms:.1%}", f"{exposed:.2f}"]
         exposed = f"{row['exposed_ms']:.2f}" if "exposed_ms" in row else ""
         lines.append(f"| {row['name'].removeprefix('bench_')} | {row['batch']}, {row['seq']} | {row['accumulation']} | {stage} | "
-                     f"{row['gpus']} | {row['gpus'] * row['tokens_per_s_per_gpu']:,.0f} | {cells[0]} | {cells[1]} | {exposed} | "
+                     f"{row['gpus']} | {tokens(row):,.0f} | {cells[0]} | {cells[1]} | {exposed} | "
                      f"{cells[2]} | {row['peak_gib']:.2f} |")
     return "\n".join(lines)
 

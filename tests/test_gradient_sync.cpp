@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <map>
 
 #include "dist/gradient_sync.h"
 #include "dist/weight_check.h"
@@ -77,13 +78,19 @@ TEST_P(SyncModels, BucketsLeaveCompleteAndBeforeTheEnd) {
       ASSERT_EQ(ranks.summed.size(), buckets.size());
       EXPECT_EQ(sync.overlapped(), static_cast<int64_t>(buckets.size()));
       const float* flat = store.grad().view().as<float>();
-      for (size_t i = 0; i < buckets.size(); ++i) {
-        const auto& [data, values] = ranks.summed[i];
-        EXPECT_EQ(data, flat + buckets[i].span.begin) << i;
-        ASSERT_EQ(static_cast<int64_t>(values.size()), buckets[i].span.size);
+      std::map<const float*, const Bucket*> unsent;
+      for (const Bucket& bucket : buckets) unsent[flat + bucket.span.begin] = &bucket;
+      for (const auto& [data, values] : ranks.summed) {
+        const auto found = unsent.extract(data);
+        ASSERT_FALSE(found.empty());
+        const Bucket& bucket = *found.mapped();
+        ASSERT_EQ(static_cast<int64_t>(values.size()), bucket.span.size);
         EXPECT_EQ(std::memcmp(values.data(), data, values.size() * sizeof(float)), 0)
-            << buckets[i].parameters.front()->name << " was written after it had left";
+            << bucket.parameters.front()->name << " was written after it had left";
       }
+      EXPECT_TRUE(unsent.empty());
+      // The largest gradient that is complete last travels beside products of the first layer.
+      EXPECT_EQ(ranks.summed.back().data == flat + buckets.back().span.begin, recompute == Recompute::full);
     }
     for (const PlacedParameter& place : store.places())
       for (const Parameter* parameter : place.trained) EXPECT_EQ(parameter->uses, 0) << parameter->name;

@@ -127,6 +127,13 @@ void Tape::backward(const std::vector<std::pair<Var, Tensor>>& roots) {
     const OpScope scope(*context_, node.op);
     node.backward(*this);
   }
+  for (const std::function<void()>& work : std::exchange(postponed_, {})) work();
+}
+
+void Tape::run_or_postpone(std::function<void()> work) {
+  // The running node is no longer among nodes_, so their number is its place.
+  if (nodes_.size() >= postponed_before_) return work();
+  postponed_.push_back(std::move(work));
 }
 
 }  // namespace egmla

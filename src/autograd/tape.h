@@ -72,6 +72,11 @@ class Tape {
   // Windows onto x whose gradients are windows onto one gradient of x; together they must cover x once.
   std::vector<Var> windows(const Var& x, const std::vector<Window>& windows);
 
+  // On a tape that postpones, the weight gradients of what is recorded so far (run_or_postpone) are computed when all
+  // else of backward is launched: other gradients are exchanged meanwhile.
+  void set_postpones(bool postpones) { postpones_ = postpones; }
+  void postpone_weights_so_far() { postponed_before_ = postpones_ ? nodes_.size() : 0; }
+
   // Runs the tape backward from `root` with gradient `seed` (undefined: the root's op has scaled its gradient itself).
   void backward(const Var& root, const Tensor& seed = {});
   // The same from several roots at once.
@@ -86,6 +91,9 @@ class Tape {
   void write(VarId id, const std::function<void(const View&)>& fill);
   // Hands over a whole gradient tensor; two variables may be given the same one.
   void give(VarId id, const Tensor& grad);
+
+  // Runs `work` now, or at the end of backward where this node is one of postpone_weights_so_far().
+  void run_or_postpone(std::function<void()> work);
 
   // The gradient of a leaf after backward; undefined when nothing reached it.
   Tensor grad_of(const Var& leaf) const { return slots_[index(leaf.id)].grad; }
@@ -118,6 +126,9 @@ class Tape {
   std::vector<Slot> slots_;
   std::vector<Node> nodes_;
   std::vector<const char*> names_;
+  bool postpones_ = false;
+  size_t postponed_before_ = 0;  // nodes
+  std::vector<std::function<void()>> postponed_;
 };
 
 }  // namespace egmla

@@ -3,6 +3,11 @@
 #include <algorithm>
 
 namespace egmla {
+namespace {
+
+constexpr int64_t kSent = -1;
+
+}  // namespace
 
 GradientSync::GradientSync(ParameterStore& store, Communicator& communicator, std::vector<Bucket> buckets)
     : store_(&store), communicator_(&communicator), buckets_(std::move(buckets)), missing_(buckets_.size()) {
@@ -49,19 +54,18 @@ void GradientSync::begin_last_backward() {
 
 void GradientSync::gradient_ready(const Parameter& parameter) {
   if (!last_backward_) return;
-  int64_t& missing = missing_[static_cast<size_t>(bucket_of_[static_cast<size_t>(parameter.ordinal)])];
+  const auto bucket = static_cast<size_t>(bucket_of_[static_cast<size_t>(parameter.ordinal)]);
+  int64_t& missing = missing_[bucket];
   check(missing > 0, "gradient sync: {} was written again after its gradient was complete", parameter.name);
-  if (--missing == 0) send_complete_buckets();
+  if (--missing == 0) send(bucket);
 }
 
-// Strictly in order, so that all ranks make the same calls whatever completes first.
-void GradientSync::send_complete_buckets() {
-  while (sent_ < buckets_.size() && missing_[sent_] == 0) send(buckets_[sent_++]);
-}
-
-void GradientSync::send(const Bucket& bucket) {
+// All ranks run the same backward, so buckets are complete in the same order everywhere.
+void GradientSync::send(size_t bucket) {
+  missing_[bucket] = kSent;
+  ++sent_;
   if (silent_) return;
-  const View gradients = store_->slice(store_->grad(), bucket.span);
+  const View gradients = store_->slice(store_->grad(), buckets_[bucket].span);
   if (store_->shared_out()) return communicator_->reduce_scatter_sum(gradients);
   communicator_->all_reduce_sum(gradients);
 }
@@ -69,8 +73,10 @@ void GradientSync::send(const Bucket& bucket) {
 void GradientSync::finish() {
   if (alone()) return;
   last_backward_ = false;
-  overlapped_ = static_cast<int64_t>(sent_);
-  while (sent_ < buckets_.size()) send(buckets_[sent_++]);
+  overlapped_ = sent_;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    if (missing_[i] != kSent) send(i);
+  }
   if (!silent_) communicator_->wait();
 }
 

@@ -49,16 +49,15 @@ class GradientSync final : public ParameterObserver {
 
  private:
   bool alone() const { return communicator_->size() == 1; }
-  void send_complete_buckets();
-  void send(const Bucket& bucket);
+  void send(size_t bucket);
   void gather_weights(size_t part);
 
   ParameterStore* store_;
   Communicator* communicator_;
   std::vector<Bucket> buckets_;
   std::vector<int32_t> bucket_of_;  // by Parameter::ordinal
-  std::vector<int64_t> missing_;    // gradients each bucket still waits for
-  size_t sent_ = 0;
+  std::vector<int64_t> missing_;    // gradients each bucket still waits for; kSent once it has left
+  int64_t sent_ = 0;
   bool last_backward_ = false, silent_ = false;
   int64_t overlapped_ = 0;
   // Weights leave in the opposite order of buckets; those before `arrived_` need not be awaited any more.

@@ -48,6 +48,8 @@ class Bench {
   std::vector<Tensor> step();
   // Median seconds of a step, those of the slowest process.
   double time(int64_t steps);
+  // Seconds a step where the host waits for the last one alone.
+  double time_running(int64_t steps);
   TrainTiming describe(double seconds);
 
   Context& context() { return *context_; }
@@ -115,6 +117,16 @@ double Bench::time(int64_t steps) {
   return host_->maximum(times[times.size() / 2]);
 }
 
+double Bench::time_running(int64_t steps) {
+  context_->synchronize();
+  host_->barrier();
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < steps; ++i) step();
+  context_->synchronize();
+  const std::chrono::duration<double> all = std::chrono::steady_clock::now() - start;
+  return host_->maximum(all.count() / static_cast<double>(steps));
+}
+
 TrainTiming Bench::describe(double seconds) {
   TrainTiming out;
   out.gpus = host_->size();
@@ -152,6 +164,7 @@ TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, boo
   for (int64_t i = 0; i < warmup; ++i) bench.step();
   const double seconds = bench.time(steps);
   TrainTiming out = bench.describe(seconds);
+  out.running_ms = 1e3 * bench.time_running(steps);
   for (const Tensor& part : bench.step()) out.loss += static_cast<double>(part.to_host<float>().front());
   out.loss = bench.host().sum(out.loss);
   Profile times_by_kernel;
@@ -165,7 +178,7 @@ TrainTiming bench_train(const Config& config, int64_t warmup, int64_t steps, boo
   if (out.gpus > 1) {
     out.exchange = bench.exchange();
     bench.sync().set_silent(true);
-    out.exchange->silent_ms = 1e3 * bench.time(steps);
+    out.exchange->silent_ms = 1e3 * bench.time_running(steps);
   }
   return out;
 }
@@ -176,6 +189,7 @@ std::string train_timing_text(const TrainTiming& t) {
                   t.dtype, t.parameters, t.batch, t.sequence_length, t.accumulation, t.ms, t.tokens_per_s, t.tflops);
   if (t.mfu) out += fmt::format(", MFU {:.1f}%", 100 * *t.mfu);
   out += fmt::format(", peak {:.2f} GiB, loss {:.3f}\n", t.peak_gib, t.loss);
+  out += fmt::format("{:.2f} ms a step where the host runs ahead, as in training\n", t.running_ms);
   if (t.exchange) {
     const ExchangeTiming& e = *t.exchange;
     out += fmt::format(
@@ -209,6 +223,7 @@ std::string train_timing_json(const Config& config, const TrainTiming& t) {
                                 {"seq", t.sequence_length},
                                 {"accumulation", t.accumulation},
                                 {"ms", t.ms},
+                                {"running_ms", t.running_ms},
                                 {"tokens_per_s_per_gpu", t.tokens_per_s},
                                 {"tflops", t.tflops},
                                 {"peak_gib", t.peak_gib},

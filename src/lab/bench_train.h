@@ -14,7 +14,7 @@ namespace egmla {
 struct ExchangeTiming {
   int64_t zero_stage = 0, buckets = 0, overlapped = 0;  // buckets that left before backward was over
   double gradient_bytes = 0, weight_bytes = 0;          // of the whole model, that a step exchanges
-  double silent_ms = 0;                                 // a step of the same processes without any exchange
+  double silent_ms = 0;                                 // running_ms of the same processes without any exchange
 };
 
 struct TrainTiming {
@@ -24,6 +24,7 @@ struct TrainTiming {
   int64_t parameters = 0, matmul_parameters = 0;
   int64_t batch = 0, sequence_length = 0, accumulation = 1;
   double ms = 0;                        // median of a step, of the slowest process
+  double running_ms = 0;                // a step when the host does not wait for it, as in training
   double tokens_per_s = 0, tflops = 0;  // of each process
   std::optional<double> mfu;            // where the peak is known (train/card.h)
   double peak_gib = 0;
@@ -33,7 +34,7 @@ struct TrainTiming {
   std::string profile;  // time by kernel, when asked for
 
   double floor_ratio() const { return ms / floor->floor_ms(); }
-  double exposed_ms() const { return ms - exchange->silent_ms; }
+  double exposed_ms() const { return running_ms - exchange->silent_ms; }
 };
 
 // Forward, backward, clipping and AdamW on batches of uniform random ids: `warmup` steps, then `steps` timed ones.

@@ -58,6 +58,7 @@ Var Transformer::trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* 
       return run_block(layer, in, batch, cache);
     };
     state = recompute_ == Recompute::full ? ops::recompute(state, block) : block(state);
+    if (layer == 0) tape.postpone_weights_so_far();
   }
   return state[1];
 }

@@ -26,15 +26,18 @@ Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild)
   if (tape.recording()) {
     tape.record("linear", [x = x.activation(), x_id = x.id, parameter = &weight, id = y.id](Tape& t) {
       const Tensor dy = t.take(id);
-      const View d = dy.view().as_matrix();
-      launch(t.context(), Matmul{.out = parameter->grad,
-                                 .a = d,
-                                 .b = x.view().as_matrix(),
-                                 .transpose_a = true,
-                                 .accumulate = parameter->accumulate()});
-      parameter->end_use();
+      t.run_or_postpone([x, dy, parameter] {
+        Context& context = dy.context();
+        const OpScope op(context, "linear");
+        launch(context, Matmul{.out = parameter->grad,
+                               .a = dy.view().as_matrix(),
+                               .b = x.view().as_matrix(),
+                               .transpose_a = true,
+                               .accumulate = parameter->accumulate()});
+        parameter->end_use();
+      });
       t.write(x_id, [&](const View& dx) {
-        launch(t.context(), Matmul{.out = dx.as_matrix(), .a = d, .b = parameter->value});
+        launch(t.context(), Matmul{.out = dx.as_matrix(), .a = dy.view().as_matrix(), .b = parameter->value});
       });
     });
   }

@@ -12,8 +12,11 @@ std::vector<Tensor> accumulate_gradients(Transformer& model, const std::vector<H
   std::vector<Tensor> losses;
   model.parameters().begin_step();
   for (const HostBatch& batch : batches) {
-    if (sync && &batch == &batches.back()) sync->begin_last_backward();
+    const bool leaves = sync && &batch == &batches.back();
+    if (leaves) sync->begin_last_backward();
     Tape tape(context);
+    // The embedding's gradient, the largest, is complete last: it travels beside the first layer's products.
+    tape.set_postpones(leaves && sync->communicator().size() > 1);
     const Var loss = model.loss(tape, to_device(context, batch, true), 1.0 / static_cast<double>(counted)).loss;
     tape.backward(loss);
     losses.push_back(loss.value);
