@@ -3,7 +3,8 @@
 #   scripts/run_study.sh [--time-limit S] [--jobs N] [--kit FOLDER] [--restore FILE] [--out FOLDER] [STAGE | SWEEP.yaml ...]
 # Stages: attention, ablations, equal, scaling, paper; all of them in this order when none is named. Besides: tiny, ten
 # runs on the King James Bible, minutes on two CPU cores; climbmix, the paper's sizes on data/climbmix.
-# S seconds from the start: no run is started that would not end by then; 0: no limit. N runs at a time: one for each GPU.
+# S seconds from the start: no run is started that would not end by then; 0: no limit. N runs at a time: one for each GPU;
+# with more they share GPUs, and their times mean little.
 # KIT holds study.jsonl.xz and tokenizers; without it the text is fetched from Debian's packages and they are trained.
 # OUT receives study.tar.xz: configuration, metrics and tables of every run, no weights. FILE is such an archive: what it
 # calls finished is not trained again. The same command goes on where it stopped.
@@ -29,7 +30,9 @@ while [[ $# -gt 0 ]]; do
   shift 2
 done
 [[ ${#stages[@]} -gt 0 ]] || stages=(attention ablations equal scaling paper)
-if [[ $jobs -eq 0 ]]; then has_gpu && jobs=$(nvidia-smi -L | grep -c '^GPU') || jobs=1; fi
+gpus=0
+has_gpu && gpus=$(nvidia-smi -L | grep -c '^GPU')
+[[ $jobs -gt 0 ]] || jobs=$((gpus > 0 ? gpus : 1))
 egmla=${EGMLA:-$root/build/egmla}
 [[ -x $egmla ]] || die "$egmla is missing; build it (cmake --preset default && cmake --build build --target egmla) or set EGMLA"
 
@@ -122,6 +125,7 @@ fi
 say "Sweeps: ${sweeps[*]}"
 limited=()
 [[ $limit == 0 ]] || limited=(--time-limit "$((limit > SECONDS ? limit - SECONDS : 1))")
+[[ $gpus -eq 0 || $jobs -le $gpus ]] || limited+=(--share-gpus)
 status=0
 "$egmla" sweep "${files[@]}" --jobs "$jobs" "${limited[@]}" || status=$?
 
@@ -130,7 +134,7 @@ place=0
 for gated in egmla_kv64 egmla_kv256 egmla_kv64_offset egmla_kv64_fast_tables; do
   base=runs/sweeps/attention/mla_kv256-seed_1 run=runs/sweeps/attention/$gated-seed_1
   [[ -d $base/checkpoints && -d $run/checkpoints && ! -f $run/comparison.json ]] || continue
-  CUDA_VISIBLE_DEVICES=$((place % jobs)) "$egmla" compare "$run" "$base" --out "$run/comparison.json" \
+  CUDA_VISIBLE_DEVICES=$((place % (gpus > 0 ? gpus : 1))) "$egmla" compare "$run" "$base" --out "$run/comparison.json" \
     >"$run/comparison.txt" 2>&1 || note "no comparison of $run: $(tail -n 1 "$run/comparison.txt")" &
   place=$((place + 1))
 done
