@@ -85,8 +85,8 @@ TEST(BenchTrain, PrintsThePeersFieldsAndTheFloor) {
                                      "data.sequence_length=64", "train.batch_tokens=128", "train.micro_batch_size=1"});
   const TrainTiming timing = bench_train(config, 1, 2, true);
   const json out = json::parse(train_timing_json(config, timing));
-  for (const char* field : {"attn", "gpus", "params", "matmul_params", "batch", "seq", "accumulation", "ms", "running_ms",
-                            "tokens_per_s_per_gpu", "tflops", "mfu", "peak_gib", "loss"})
+  for (const char* field : {"attn", "gpus", "params", "matmul_params", "batch", "seq", "accumulation", "ms",
+                            "running_ms", "tokens_per_s_per_gpu", "tflops", "mfu", "peak_gib", "loss"})
     EXPECT_TRUE(out.contains(field)) << field;
   EXPECT_EQ(out["attn"], "egmla");
   EXPECT_EQ(out["accumulation"], 2);
