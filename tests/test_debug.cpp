@@ -29,10 +29,16 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // EGMLA_CHECK for the contexts that are made during its life.
 class CheckMode {
  public:
-  explicit CheckMode(const char* mode) { ::setenv("EGMLA_CHECK", mode, 1); }
+  explicit CheckMode(const char* mode) {
+    if (const char* before = std::getenv("EGMLA_CHECK")) before_ = before;
+    ::setenv("EGMLA_CHECK", mode, 1);
+  }
   CheckMode(const CheckMode&) = delete;
   CheckMode& operator=(const CheckMode&) = delete;
-  ~CheckMode() { ::unsetenv("EGMLA_CHECK"); }
+  ~CheckMode() { ::setenv("EGMLA_CHECK", before_.c_str(), 1); }
+
+ private:
+  std::string before_;
 };
 
 std::string error_of(const std::function<void()>& body) {
@@ -86,6 +92,7 @@ TEST(NanCheck, CountsInsideWindows) {
 }
 
 TEST(NanCheck, OffItCostsAndSaysNothing) {
+  const CheckMode mode("");
   Context context;
   EXPECT_FALSE(context.watched());
   const Tensor a = Tensor::from<float>(context, {1}, {kNan}), out = Tensor::empty(context, {1}, DType::f32);
@@ -102,7 +109,22 @@ TEST(NanCheck, ModesAreNamed) {
     FAIL() << "EGMLA_CHECK=nans was taken";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::usage);
-    EXPECT_EQ(std::string(error.what()), "EGMLA_CHECK: found 'nans'; expected sync or nan");
+    EXPECT_EQ(std::string(error.what()), "EGMLA_CHECK: found 'nans'; expected sync, nan or poison");
+  }
+}
+
+// Used blocks too: what an earlier tensor left in them is gone.
+TEST(Poison, MemoryThatIsHandedOutHoldsNothingUsable) {
+  const CheckMode mode("poison");
+  Context context;
+  for (int round = 0; round < 2; ++round) {
+    Tensor floats = Tensor::empty(context, {8}, DType::f32), ids = Tensor::empty(context, {8}, DType::i32);
+    for (const float value : floats.to_host<float>()) EXPECT_TRUE(std::isnan(value));
+    for (const int32_t id : ids.to_host<int32_t>()) EXPECT_EQ(id, -1);
+    launch(context, Fill{.out = floats.view(), .value = 2});
+    context.clear(ids.view().data, ids.view().bytes());
+    EXPECT_EQ(floats.to_host<float>().back(), 2);
+    EXPECT_EQ(ids.to_host<int32_t>().back(), 0);
   }
 }
 

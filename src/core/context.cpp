@@ -79,8 +79,8 @@ std::unique_ptr<HostCopy> CpuContext::copy_to_host_later(const void* source, siz
   return std::make_unique<FinishedCopy>(source, bytes);
 }
 
-void CpuContext::clear(void* target, size_t bytes) {
-  std::memset(target, 0, bytes);
+void CpuContext::fill(void* target, int byte, size_t bytes) {
+  std::memset(target, byte, bytes);
 }
 
 int64_t CpuContext::capacity() {
@@ -100,8 +100,11 @@ void PlanContext::release(void*, size_t bytes) {
 LaunchCheck launch_check_of_environment() {
   const char* text = std::getenv("EGMLA_CHECK");
   const std::string_view mode = text ? text : "";
-  check_usage(mode.empty() || mode == "sync" || mode == "nan", "EGMLA_CHECK: found '{}'; expected sync or nan", mode);
-  return mode.empty() ? LaunchCheck::none : mode == "sync" ? LaunchCheck::sync : LaunchCheck::nan;
+  if (mode.empty()) return LaunchCheck::none;
+  if (mode == "sync") return LaunchCheck::sync;
+  if (mode == "nan") return LaunchCheck::nan;
+  if (mode == "poison") return LaunchCheck::poison;
+  fail_usage("EGMLA_CHECK: found '{}'; expected sync, nan or poison", mode);
 }
 
 bool ranges_of_environment() {

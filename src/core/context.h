@@ -63,7 +63,7 @@ class CpuContext {
   void copy_from_host(void* target, const void* source, size_t bytes) { copy(target, source, bytes); }
   void copy_to_host(void* target, const void* source, size_t bytes) { copy(target, source, bytes); }
   std::unique_ptr<HostCopy> copy_to_host_later(const void* source, size_t bytes);
-  void clear(void* target, size_t bytes);
+  void fill(void* target, int byte, size_t bytes);
   void synchronize() {}
   int64_t capacity();
   const char* name() const { return "cpu"; }
@@ -86,7 +86,7 @@ class PlanContext {
   void copy_from_host(void*, const void*, size_t) {}
   void copy_to_host(void*, const void*, size_t) { fail("plan: there are no values to read"); }
   std::unique_ptr<HostCopy> copy_to_host_later(const void*, size_t) { fail("plan: there are no values to read"); }
-  void clear(void*, size_t) {}
+  void fill(void*, int, size_t) {}
   void synchronize() {}
   int64_t capacity() { return 0; }
   const char* name() const { return for_cpu_ ? "cpu (plan)" : "cuda (plan)"; }
@@ -99,8 +99,10 @@ class PlanContext {
 };
 
 // EGMLA_CHECK. sync: CUDA waits after every kernel, so that a fault names its kernel. nan: every kernel's results are
-// scanned, and the first NaN or infinity stops the program with the kernel's name.
-enum class LaunchCheck : uint8_t { none, sync, nan };
+// scanned, and the first NaN or infinity stops the program with the kernel's name. poison: memory that is handed out
+// holds NaN in every float type and -1 in every integer type, so that whoever reads what nobody wrote has it in their
+// results.
+enum class LaunchCheck : uint8_t { none, sync, nan, poison };
 LaunchCheck launch_check_of_environment();
 // EGMLA_NVTX=1: kernels are marked as ranges for Nsight.
 bool ranges_of_environment();
@@ -143,6 +145,8 @@ class Context {
     void* const data = visit([&](auto& backend) { return backend.allocate(bytes); });
     if (!data) [[unlikely]]
       fail_out_of_memory(bytes);
+    if (launch_check_ == LaunchCheck::poison) [[unlikely]]
+      visit([&](auto& backend) { backend.fill(data, 0xFF, bytes); });
     return data;
   }
   void release(void* data, size_t bytes) {
@@ -168,7 +172,7 @@ class Context {
   }
   // Sets bytes to zero, in stream order.
   void clear(void* target, size_t bytes) {
-    visit([&](auto& backend) { backend.clear(target, bytes); });
+    visit([&](auto& backend) { backend.fill(target, 0, bytes); });
   }
   void synchronize() {
     visit([](auto& backend) { backend.synchronize(); });

@@ -227,9 +227,9 @@ std::unique_ptr<HostCopy> CudaContext::copy_to_host_later(const void* source, si
   return std::make_unique<IncomingCopy>(*state_, source, bytes);
 }
 
-void CudaContext::clear(void* target, size_t bytes) {
+void CudaContext::fill(void* target, int byte, size_t bytes) {
   if (bytes == 0) return;
-  check_cuda(cudaMemsetAsync(target, 0, bytes, state_->stream), "cuda: clear");
+  check_cuda(cudaMemsetAsync(target, byte, bytes, state_->stream), "cuda: cudaMemset");
 }
 
 int64_t CudaContext::capacity() {

@@ -28,7 +28,7 @@ class CudaContext {
   void copy_from_host(void* target, const void* source, size_t bytes);
   void copy_to_host(void* target, const void* source, size_t bytes);
   std::unique_ptr<HostCopy> copy_to_host_later(const void* source, size_t bytes);
-  void clear(void* target, size_t bytes);
+  void fill(void* target, int byte, size_t bytes);
   void synchronize();
   int64_t capacity();
   const char* name() const;  // the card's name
