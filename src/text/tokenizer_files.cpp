@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <unordered_set>
 #include <utility>
 
 #include "core/check.h"
@@ -84,8 +86,8 @@ IdOf read_vocabulary(const Json& vocabulary, const std::string& name, const std:
 
 // Fills tokens and byte_ids from the vocabulary and the added tokens.
 void place_tokens(TokenizerModel& model, const IdOf& id_of, const std::string& name) {
-  std::unordered_map<int32_t, const AddedToken*> added;
-  for (const AddedToken& token : model.added) added.emplace(token.id, &token);
+  std::unordered_set<std::string_view> added;
+  for (const AddedToken& token : model.added) added.insert(token.text);
   const auto place = [&](int32_t id, const std::string& bytes) {
     const auto index = static_cast<size_t>(id);
     if (index >= model.tokens.size()) model.tokens.resize(index + 1);
@@ -93,13 +95,13 @@ void place_tokens(TokenizerModel& model, const IdOf& id_of, const std::string& n
     model.tokens[index] = bytes;
   };
   for (const auto& [key, id] : id_of) {
-    if (added.contains(id)) continue;
+    if (added.contains(key)) continue;
     const auto bytes = from_alphabet(key);
     check_usage(bytes.has_value(), "{}: the token {} has a character that stands for no byte; expected byte-level BPE",
                 name, Json(key).dump());
     place(id, *bytes);
   }
-  for (const auto& [id, token] : added) place(id, token->text);
+  for (const AddedToken& token : model.added) place(token.id, token.text);
   for (int byte = 0; byte < 256; ++byte) {
     const auto found = id_of.find(to_alphabet(std::string(1, static_cast<char>(byte))));
     check_usage(found != id_of.end(), "{}: the vocabulary has no token for the byte 0x{:02X}; expected all 256", name,
