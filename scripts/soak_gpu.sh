@@ -22,12 +22,17 @@ rm -rf "$dir"
 mkdir -p "$dir"
 "$egmla" tokenizer train "$text" --vocab-size 4096 --out "$dir/tokenizer.json"
 "$egmla" data prepare "$text" --tokenizer "$dir/tokenizer.json" --out "$dir/data" --val-fraction 0.1
-train() { # NAME
-  exec "$egmla" train configs/gpu_quickstart.yaml "run.dir=$dir/$1" "data.train=$dir/data/train_*.bin" \
+train() { # NAME [key=value ...]
+  local name=$1
+  shift
+  exec "$egmla" train configs/gpu_quickstart.yaml "run.dir=$dir/$name" "data.train=$dir/data/train_*.bin" \
     "data.val=$dir/data/val_*.bin" "data.tokenizer=$dir/tokenizer.json" train.max_steps=1000000 \
-    train.optimizer.lr=3e-4 train.checkpoint.every=500 train.eval.every=500 train.sample.every=0 train.log.every=500
+    train.optimizer.lr=3e-4 train.checkpoint.every=500 train.eval.every=500 train.sample.every=0 train.log.every=500 "$@"
 }
 last_step() { tail -n 1 "$dir/$1/metrics.jsonl" 2>/dev/null | sed -n 's/^{"step":\([0-9]*\),.*/\1/p' || true; }
+
+# Both take the plans of matrix products that this chooses: two that choose on their own may differ in the last bits.
+(train plans train.stop_at_step=2 train.eval.every=1) >"$dir/plans.log" 2>&1 || die "$(tail -n 1 "$dir/plans.log")"
 
 say "$seconds s, a stop every $every s"
 train undisturbed >"$dir/undisturbed.log" 2>&1 &
