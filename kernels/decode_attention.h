@@ -36,6 +36,12 @@ inline KernelViews views_of(const DecodeCombine& k) {
   return {.written = {{"out", k.out}}, .read = {{"partials", k.partials}}};
 }
 
+// The whole capacity: where sequences end is known on the device alone. MLA's values lie within its keys.
+inline int64_t bytes_of(const DecodeAttention& k) {
+  const bool shared = k.k.data == k.v.data;
+  return static_cast<int64_t>(k.partials.bytes() + k.q.bytes() + k.k.bytes() + (shared ? 0 : k.v.bytes()));
+}
+
 EGMLA_DECLARE_KERNEL(DecodeAttention);
 EGMLA_DECLARE_KERNEL(DecodeCombine);
 

@@ -65,6 +65,28 @@ inline KernelViews views_of(const GateStatistics& k) {
           .read = {{"u", k.u}, {"g", k.g}, {"table", k.table}, {"tokens", k.tokens}, {"positions", k.positions}}};
 }
 
+// The whole capacity once, with a row of the embedding or of the folded tables for each token; scores stay in the
+// cache.
+inline int64_t bytes_of(const GatedDecodeAttention& k) {
+  const int64_t tokens = k.ids.elements();
+  auto sum = static_cast<int64_t>(k.partials.bytes() + k.q.bytes() + k.cache.bytes() + k.ids.bytes());
+  bool product = false;
+  for (const GateSide* side : {&k.k, &k.v}) {
+    sum += static_cast<int64_t>(side->up.bytes());
+    if (side->mean.defined()) sum += static_cast<int64_t>(side->mean.bytes() + side->rstd.bytes());
+    if (side->gate.defined()) sum += static_cast<int64_t>(side->gate.bytes());
+    if (side->table.defined())
+      sum += tokens * side->table.size(1) * side->table.size(2) * static_cast<int64_t>(size_of(side->table.dtype));
+    product = product || side->gate.defined();
+  }
+  if (product) sum += tokens * k.embedding.size(1) * static_cast<int64_t>(size_of(k.embedding.dtype));
+  return sum;
+}
+// The new tokens' features.
+inline int64_t bytes_of(const GateStatistics& k) {
+  return static_cast<int64_t>(2 * k.u.bytes());
+}
+
 EGMLA_DECLARE_KERNEL(GatedDecodeAttention);
 EGMLA_DECLARE_KERNEL(GateStatistics);
 

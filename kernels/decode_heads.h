@@ -18,6 +18,11 @@ inline KernelViews views_of(const HeadLinear& k) {
   return {.written = {{"out", k.out}}, .read = {{"x", k.x}, {"weight", k.weight}}};
 }
 
+// "head_linear 14x128x256": heads, outputs, inputs.
+inline std::string label_of(const HeadLinear& k) {
+  return fmt::format("{} {}x{}x{}", HeadLinear::kName, k.out.size(1), k.out.size(2), k.x.size(2));
+}
+
 EGMLA_DECLARE_KERNEL(HeadLinear);
 
 }  // namespace egmla

@@ -42,6 +42,11 @@ inline int64_t bytes_of(const DecodeLinear& k) {
          k.out.size(0) * k.x.size(1) * static_cast<int64_t>(size_of(k.x.dtype));
 }
 
+// "decode_linear 5376x1792": the weight's rows and columns.
+inline std::string label_of(const DecodeLinear& k) {
+  return fmt::format("{} {}x{}{}", DecodeLinear::kName, k.weight.size(0), k.weight.size(1), k.swiglu ? " swiglu" : "");
+}
+
 EGMLA_DECLARE_KERNEL(DecodeLinear);
 
 // Raises unless the shapes agree.

@@ -5,9 +5,12 @@
 
 #include "core/bf16.h"
 #include "kernels/launch.h"
+#include "kernels/launch_log.h"
 
 namespace egmla {
 namespace {
+
+LaunchLog* living_log = nullptr;
 
 template <class T>
 int64_t first_non_finite_of(const View& x) {
@@ -136,7 +139,24 @@ int64_t first_non_finite(PlanContext&, const View&) {
   return -1;
 }
 
+LaunchLog::LaunchLog(Context& context) : context_(&context), watched_(context, profile_) {
+  check(!living_log, "launch log: there is one already");
+  living_log = this;
+}
+
+LaunchLog::~LaunchLog() {
+  living_log = nullptr;
+}
+
+LaunchLog* LaunchLog::of(const Context& context) {
+  return living_log && living_log->context_ == &context ? living_log : nullptr;
+}
+
 void launch_watched(Context& context, const LaunchRecord& record, const std::function<void()>& run_kernel) {
+  if (LaunchLog* log = LaunchLog::of(context)) {
+    log->add(record);
+    return run_kernel();
+  }
   context.visit([&](auto& backend) {
     if (context.marks_ranges()) enter_range(backend, record.label);
     if (context.profile()) {

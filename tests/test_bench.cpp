@@ -166,6 +166,32 @@ TEST(BenchDecode, PrintsTheFloorWithItsParts) {
     EXPECT_NE(text.out.find(part), std::string::npos) << part;
 }
 
+// Calls of each kind are those of a step, and their floors add up to the step's.
+TEST(BenchDecode, ProfilesAStepByKernel) {
+  const Outcome outcome = egmla_command("bench decode " EGMLA_SOURCE_DIR
+                                        "/configs/quickstart.yaml run.device=cpu run.fold_gate=never --context 24 "
+                                        "--steps 2 --gb-per-s 10 --profile --json",
+                                        "OMP_NUM_THREADS=2");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json row = json::parse(outcome.out)["rows"][0], profile = row["profile"];
+  double kinds_us = 0, floor_us = 0;
+  std::map<std::string, int64_t> calls;
+  for (const json& kind : profile["kinds"]) {
+    EXPECT_GT(kind["us"].get<double>(), 0);
+    const auto count = kind["calls"].get<int64_t>();
+    calls[kind["kernel"].get<std::string>()] = count;
+    kinds_us += static_cast<double>(count) * kind["us"].get<double>();
+    floor_us += static_cast<double>(count) * kind["floor_us"].get<double>();
+  }
+  EXPECT_EQ(calls["gated_decode_attention"], 4);
+  EXPECT_EQ(calls["gate_statistics"], 4);
+  EXPECT_EQ(calls["greedy_step"], 1);
+  EXPECT_GT(profile["step_us"].get<double>(), 0);
+  EXPECT_NEAR(profile["kinds_us"].get<double>(), kinds_us, 1e-6 * kinds_us);
+  // Beside the floor: W^UKV and W^UE twice, the capacity instead of the context, and what passes between kernels.
+  EXPECT_NEAR(floor_us, 1e3 * row["floor"]["ms"].get<double>(), 0.35 * floor_us);
+}
+
 TEST(Cards, PeaksByNameOrByKey) {
   EXPECT_EQ(peak_flops("NVIDIA H100 80GB HBM3", 0), 989.4e12);
   EXPECT_EQ(peak_flops("NVIDIA H100 PCIe", 0), 756e12);

@@ -130,6 +130,7 @@ void add_decode(CLI::App& bench) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_flag("--largest", options->bench.largest, "also the largest batch that fits at the longest context");
+  command->add_flag("--profile", options->bench.profile, "also time by kernel, each kind repeated alone");
   command->add_option("--gb-per-s", options->bench.gb_per_s, "bandwidth of the floor; 0: what a copy reaches here")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

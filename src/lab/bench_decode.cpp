@@ -49,8 +49,10 @@ int64_t capacity_of(int64_t context, int64_t steps) {
   return context + kWarmUps + steps;
 }
 
-// Every sequence holds `context` random tokens, and then steps.
-DecodeTiming time_decoding(Transformer& model, int64_t batch, int64_t context, int64_t steps) {
+// Every sequence holds `context` random tokens, and then steps. Profiled against the report's rates.
+DecodeTiming time_decoding(Transformer& model, int64_t batch, int64_t context, const DecodeBenchOptions& options,
+                           const DecodeReport& report) {
+  const int64_t steps = options.steps;
   BatchDecoder decoder(model, batch, capacity_of(context, steps));
   const std::vector<int32_t> prompt = random_prompt(model.config(), context);
   for (int64_t first = 0; first < context; first += kPrefill)
@@ -69,6 +71,7 @@ DecodeTiming time_decoding(Transformer& model, int64_t batch, int64_t context, i
   out.folded = decoder.folded();
   out.ms = kMs * times[times.size() / 2];
   out.tokens_per_s = kMs * static_cast<double>(batch) / out.ms;
+  if (options.profile) out.profile = profile_decoding(model, decoder, context, report.gb_per_s, report.tflops);
   return out;
 }
 
@@ -96,18 +99,26 @@ DecodeMemory memory_of(Transformer& model, const DecodeReport& report, int64_t c
 }
 
 // The largest batch by that account, decoded to see that it fits. Tables are folded only where asked for.
-DecodeTiming time_largest(Transformer& model, const DecodeReport& report, int64_t context, int64_t steps) {
+DecodeTiming time_largest(Transformer& model, int64_t context, const DecodeBenchOptions& options,
+                          const DecodeReport& report) {
   const GateFolding folding = model.gate_folding();
   if (folding == GateFolding::automatic) model.set_gate_folding(GateFolding::never);
-  const DecodeMemory memory = memory_of(model, report, capacity_of(context, steps));
+  const DecodeMemory memory = memory_of(model, report, capacity_of(context, options.steps));
   const int64_t room = memory.free - memory.reserve - memory.tables;
   const int64_t batch = room / (memory.cache_per_sequence + memory.buffers_per_sequence);
   check_usage(batch > 0, "bench decode: no sequence of {} tokens fits into {} free bytes; ask for a smaller --context",
               context, memory.free);
-  DecodeTiming out = time_decoding(model, batch, context, steps);
+  DecodeTiming out = time_decoding(model, batch, context, options, report);
   out.memory = memory;
   model.set_gate_folding(folding);
   return out;
+}
+
+nlohmann::ordered_json profile_json(const DecodeProfile& profile) {
+  nlohmann::ordered_json kinds = nlohmann::ordered_json::array();
+  for (const DecodeKind& k : profile.kinds)
+    kinds.push_back({{"kernel", k.kernel}, {"calls", k.calls}, {"us", k.us}, {"mb", k.mb}, {"floor_us", k.floor_us}});
+  return {{"step_us", profile.step_us}, {"kinds_us", profile.kinds_us()}, {"kinds", kinds}};
 }
 
 }  // namespace
@@ -139,9 +150,9 @@ DecodeReport bench_decode(Config config, const DecodeBenchOptions& options) {
     report.timings.push_back(timing);
   };
   for (const int64_t length : options.contexts) {
-    for (const int64_t batch : options.batches) add(time_decoding(model, batch, length, options.steps));
+    for (const int64_t batch : options.batches) add(time_decoding(model, batch, length, options, report));
   }
-  if (options.largest) add(time_largest(model, report, longest, options.steps));
+  if (options.largest) add(time_largest(model, longest, options, report));
   return report;
 }
 
@@ -166,6 +177,10 @@ std::string decode_report_text(const DecodeReport& r) {
         "a sequence takes {:.4f} of cache and {:.4f} of buffers\n",
         gib(m.free), gib(m.weights), gib(m.tables), gib(m.reserve), gib(m.cache_per_sequence),
         gib(m.buffers_per_sequence));
+  }
+  for (const DecodeTiming& t : r.timings) {
+    if (t.profile)
+      out += fmt::format("\nbatch {}, context {}:\n{}", t.batch, t.context, decode_profile_text(*t.profile));
   }
   return out;
 }
@@ -196,6 +211,7 @@ std::string decode_report_json(const DecodeReport& r) {
                         {"reserve", t.memory->reserve},
                         {"cache_per_sequence", t.memory->cache_per_sequence},
                         {"buffers_per_sequence", t.memory->buffers_per_sequence}};
+    if (t.profile) row["profile"] = profile_json(*t.profile);
     rows.push_back(row);
   }
   const nlohmann::ordered_json out = {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "io/config.h"
+#include "lab/decode_profile.h"
 
 namespace egmla {
 
@@ -18,6 +19,7 @@ struct DecodeBenchOptions {
   double gb_per_s = 0;   // 0: what a copy reaches on this device
   double tflops = 700;   // of bf16 products on a GPU; the CPU's floor counts bytes alone
   bool largest = false;  // also the largest batch that fits at the longest context
+  bool profile = false;  // also where a step's time goes
 };
 
 // Bytes and FLOPs that a step cannot do without.
@@ -40,6 +42,7 @@ struct DecodeTiming {
   double tokens_per_s = 0;
   DecodeFloor floor{};
   std::optional<DecodeMemory> memory{};  // of a largest batch, which these runs verify
+  std::optional<DecodeProfile> profile{};
   double fraction() const { return floor.ms() / ms; }
 };
 
