@@ -29,7 +29,7 @@ Var swiglu(const Var& x) {
 
 Var swiglu_linear(const Var& x, Parameter& weight) {
   Tape& tape = *x.tape;
-  if (!tape.frugal() || x.id == kNoGrad) return linear(swiglu(x), weight);
+  if (!tape.frugal() || tape.fp8() || x.id == kNoGrad) return linear(swiglu(x), weight);
   const OpScope scope(tape.context(), "swiglu_linear");
   tape.use(weight);
   Tape forward(tape.context(), Tape::Mode::inference);
