@@ -27,28 +27,62 @@ inline Shape fp8_scale_shape(int64_t outer, int64_t inner, bool square) {
   return {fp8_blocks(outer), (fp8_blocks(inner) + 3) / 4 * 4};
 }
 
-struct Quantize {
-  static constexpr const char* kName = "quantize";
-  View rows;           // [R, fp8_padded(C)] e4m3; undefined: not wanted
-  View row_scales;     // fp8_scale_shape(R, C, square)
-  View columns;        // [C, fp8_padded(R)] e4m3, the transpose; undefined: not wanted
-  View column_scales;  // fp8_scale_shape(C, R, square)
-  View x;              // [R, C] bf16 (f32 or f64 on the CPU), with a row stride
+// A matrix [R, C] and its transpose in e4m3; values that are undefined are not wanted.
+struct QuantizedViews {
+  View rows;            // [R, fp8_padded(C)]
+  View row_scales;      // fp8_scale_shape(R, C, square)
+  View columns;         // [C, fp8_padded(R)]
+  View column_scales;   // fp8_scale_shape(C, R, square)
   bool square = false;  // blocks of 128 x 128, else of 128 along each copy's summed axis
 };
 
+// Copies of x.
+struct Quantize {
+  static constexpr const char* kName = "quantize";
+  QuantizedViews out;
+  View x;  // [R, C] bf16 (f32 or f64 on the CPU), with a row stride
+};
+
+// Copies of SwigluForward's result as bf16 holds it.
+struct QuantizeSwiglu {
+  static constexpr const char* kName = "quantize_swiglu";
+  QuantizedViews out;
+  View gate_up;  // [R, 2 C]: gate, then up
+};
+
+// Copies of SwigluBackward's gate_up_grad as bf16 holds it.
+struct QuantizeSwigluBackward {
+  static constexpr const char* kName = "quantize_swiglu_backward";
+  QuantizedViews out;
+  View out_grad;  // [R, C / 2]
+  View gate_up;   // [R, C]
+};
+
+// Factors stand first, so that a search for what is not finite meets them.
 inline KernelViews views_of(const Quantize& k) {
-  return {.written = {{"row_scales", k.row_scales},
-                      {"column_scales", k.column_scales},
-                      {"rows", k.rows},
-                      {"columns", k.columns}},
+  return {.written = {{"row_scales", k.out.row_scales},
+                      {"column_scales", k.out.column_scales},
+                      {"rows", k.out.rows},
+                      {"columns", k.out.columns}},
           .read = {{"x", k.x}}};
+}
+inline KernelViews views_of(const QuantizeSwiglu& k) {
+  KernelViews views = views_of(Quantize{.out = k.out, .x = {}});
+  views.read = {{"gate_up", k.gate_up}};
+  return views;
+}
+inline KernelViews views_of(const QuantizeSwigluBackward& k) {
+  KernelViews views = views_of(Quantize{.out = k.out, .x = {}});
+  views.read = {{"out_grad", k.out_grad}, {"gate_up", k.gate_up}};
+  return views;
 }
 
 EGMLA_DECLARE_KERNEL(Quantize);
+EGMLA_DECLARE_KERNEL(QuantizeSwiglu);
+EGMLA_DECLARE_KERNEL(QuantizeSwigluBackward);
 
-// Raises unless the views fit each other.
-void check_views(const Quantize& k);
+// Raises unless the copies fit a matrix [R, C].
+void check_copies(const char* kernel, const QuantizedViews& out, int64_t R, int64_t C);
 
 // The bits of s as f32, from those of the largest magnitude of a block.
 constexpr uint32_t fp8_scale_bits(uint32_t largest) {

@@ -57,7 +57,7 @@ struct Parameter {
   int32_t ordinal = 0;  // position among the parameters of its store
   ParameterObserver* observer = nullptr;
   // The value in e4m3, made by the first op of a step that asks for it; the memory stays.
-  Fp8Copies fp8;
+  Fp8Copies fp8{};
   bool fp8_current = false;
 };
 

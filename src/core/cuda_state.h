@@ -29,7 +29,7 @@ struct MatmulKey {
   int32_t transpose_a = 0, transpose_b = 0;
   int32_t type_in = 0, type_out = 0, accumulate = 0;  // cudaDataType_t
   int32_t scale_a = 0, scale_b = 0;                   // cublasLtMatmulMatrixScale_t
-  int32_t align_a = 0, align_b = 0, align_c = 0;  // bytes, a power of two up to 256
+  int32_t align_a = 0, align_b = 0, align_c = 0;      // bytes, a power of two up to 256
   auto operator<=>(const MatmulKey&) const = default;
 };
 

@@ -37,7 +37,8 @@ constexpr const char* name_of(DType dtype) {
   }
 }
 
-// C++ type -> DType; e4m3 is seen as its bytes; bf16 has its host representation in bf16.h and its device one in kernels/cuda_utils.cuh.
+// C++ type -> DType; e4m3 is seen as its bytes; bf16 has its host representation in bf16.h and its device one in
+// kernels/cuda_utils.cuh.
 template <class T>
 struct DTypeOf;
 template <>

@@ -19,42 +19,62 @@ Fp8Matrix make_copy(Context& context, int64_t outer, int64_t inner, bool square)
           .square = square};
 }
 
-void fill_copies(Context& context, const Fp8Copies& copies, const View& x, bool square) {
+QuantizedViews views_of_copies(const Fp8Copies& copies) {
   const auto view = [](const Tensor& tensor) { return tensor.defined() ? tensor.view() : View{}; };
-  launch(context, Quantize{.rows = view(copies.rows.values),
-                           .row_scales = view(copies.rows.scales),
-                           .columns = view(copies.columns.values),
-                           .column_scales = view(copies.columns.scales),
-                           .x = x,
-                           .square = square});
+  return {.rows = view(copies.rows.values),
+          .row_scales = view(copies.rows.scales),
+          .columns = view(copies.columns.values),
+          .column_scales = view(copies.columns.scales),
+          .square = copies.rows.square};
+}
+
+Fp8Copies make_copies(Context& context, int64_t R, int64_t C, const WantedCopies& wanted) {
+  Fp8Copies out;
+  if (wanted.rows) out.rows = make_copy(context, R, C, false);
+  if (wanted.columns) out.columns = make_copy(context, C, R, false);
+  return out;
 }
 
 }  // namespace
 
-bool runs_in_fp8(const Shape& x, const Parameter& weight) {
-  const int64_t M = weight.value.size(0), K = weight.value.size(1), rows = x.elements() / std::max<int64_t>(K, 1);
+bool runs_in_fp8(int64_t rows, const Parameter& weight) {
+  const int64_t M = weight.value.size(0), K = weight.value.size(1);
   return rows % kMultiple == 0 && M % kMultiple == 0 && K % kMultiple == 0 && K * M >= kWorth * (K + M);
 }
 
 Fp8Copies quantize(const Tensor& x, const WantedCopies& wanted) {
   const View matrix = x.view().as_matrix();
-  const int64_t R = matrix.size(0), C = matrix.size(1);
-  Fp8Copies out;
-  if (wanted.rows) out.rows = make_copy(x.context(), R, C, false);
-  if (wanted.columns) out.columns = make_copy(x.context(), C, R, false);
-  fill_copies(x.context(), out, matrix, false);
+  const Fp8Copies out = make_copies(x.context(), matrix.size(0), matrix.size(1), wanted);
+  launch(x.context(), Quantize{.out = views_of_copies(out), .x = matrix});
+  return out;
+}
+
+Fp8Copies quantize_swiglu(const Tensor& gate_up, const WantedCopies& wanted) {
+  const View matrix = gate_up.view().as_matrix();
+  const Fp8Copies out = make_copies(gate_up.context(), matrix.size(0), matrix.size(1) / 2, wanted);
+  launch(gate_up.context(), QuantizeSwiglu{.out = views_of_copies(out), .gate_up = matrix});
+  return out;
+}
+
+Fp8Copies quantize_swiglu_backward(const Tensor& out_grad, const Tensor& gate_up, const WantedCopies& wanted) {
+  const View matrix = gate_up.view().as_matrix();
+  const Fp8Copies out = make_copies(gate_up.context(), matrix.size(0), matrix.size(1), wanted);
+  launch(
+      gate_up.context(),
+      QuantizeSwigluBackward{.out = views_of_copies(out), .out_grad = out_grad.view().as_matrix(), .gate_up = matrix});
   return out;
 }
 
 const Fp8Copies& fp8_copies(Context& context, Parameter& weight) {
-  if (!weight.fp8.rows.values.defined()) {
+  Fp8Copies& copies = weight.fp8;
+  if (!copies.rows.values.defined()) {
     const MemoryScope scope(context, MemoryCategory::weights);
     const int64_t M = weight.value.size(0), K = weight.value.size(1);
-    weight.fp8 = {.rows = make_copy(context, M, K, true), .columns = make_copy(context, K, M, true)};
+    copies = {.rows = make_copy(context, M, K, true), .columns = make_copy(context, K, M, true)};
   }
-  if (!weight.fp8_current) fill_copies(context, weight.fp8, weight.value, true);
+  if (!weight.fp8_current) launch(context, Quantize{.out = views_of_copies(copies), .x = weight.value});
   weight.fp8_current = true;
-  return weight.fp8;
+  return copies;
 }
 
 void multiply(const View& out, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate) {

@@ -79,7 +79,8 @@ Var record_fp8_product(const Var& x, Parameter& weight) {
 
 Var linear(const Var& x, Parameter& weight) {
   check_product(x, weight);
-  return x.tape->fp8() && runs_in_fp8(x.shape(), weight) ? record_fp8_product(x, weight) : record_product(x, weight, {});
+  const int64_t rows = x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
+  return x.tape->fp8() && runs_in_fp8(rows, weight) ? record_fp8_product(x, weight) : record_product(x, weight, {});
 }
 
 Var small_linear(const Var& x, Parameter& weight) {
