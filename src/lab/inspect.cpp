@@ -46,7 +46,7 @@ Inspection inspect(const Config& config, int processes) {
   const Precision precision = config.run.precision;
   const bool fp32 = precision == Precision::fp32 || (precision == Precision::automatic && out.for_cpu);
   const DType dtype = fp32 ? DType::f32 : DType::bf16;
-  out.dtype = name_of(dtype);
+  out.dtype = precision == Precision::fp8 ? "fp8" : name_of(dtype);
 
   const Transformer model(config.model);
   count_parameters(model.parameters(), out);
