@@ -178,7 +178,7 @@ TEST_F(Fp8Cuda, ProductsOfCopies) {
         launch(
             host,
             Matmul{.out = exact.view(), .a = ha.view(), .b = hb.view(), .transpose_b = true, .accumulate = accumulate});
-        EXPECT_LT(distance(doubles_of(out), exact.to_host<double>()), 1e-3);
+        EXPECT_LT(distance(doubles_of(out), exact.to_host<double>()), 5e-3);
       }
     }
   }
@@ -316,7 +316,7 @@ TEST_F(Fp8Cuda, TrainingFollowsBf16) {
     }
     EXPECT_NE(losses[0], losses[1]);
     EXPECT_LT(losses[0].back(), losses[0].front() - 1);
-    for (size_t i = 0; i < losses[0].size(); ++i) EXPECT_NEAR(losses[1][i], losses[0][i], 0.1) << "step " << i + 1;
+    for (size_t i = 0; i < losses[0].size(); ++i) EXPECT_NEAR(losses[1][i], losses[0][i], 0.25) << "step " << i + 1;
   }
 }
 
