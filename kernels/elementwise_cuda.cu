@@ -3,6 +3,7 @@
 // s.
 #include "core/bf16.h"
 #include "kernels/elementwise.h"
+#include "kernels/swiglu.cuh"
 #include "kernels/walk.cuh"
 
 namespace egmla {
@@ -10,6 +11,8 @@ namespace {
 
 using gpu::kPacket;
 using gpu::kWalkThreads;
+using gpu::SwigluBackwardOp;
+using gpu::SwigluOp;
 using gpu::Walk;
 
 constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
@@ -19,25 +22,6 @@ constexpr float kGeluCubic = 0.044715f;
 struct AddOp {
   static constexpr int kIn = 2, kOut = 1;
   __device__ void operator()(const float (&in)[kIn], float (&out)[kOut]) const { out[0] = in[0] + in[1]; }
-};
-
-struct SwigluOp {
-  static constexpr int kIn = 2, kOut = 1;
-  __device__ void operator()(const float (&in)[kIn], float (&out)[kOut]) const {
-    out[0] = in[0] * gpu::sigmoid(in[0]) * in[1];
-  }
-};
-
-// In: out_grad, gate, up. Out: gate_grad, up_grad and, kAgain, SwigluOp's result to the same bits.
-template <bool kAgain>
-struct SwigluBackwardOp {
-  static constexpr int kIn = 3, kOut = kAgain ? 3 : 2;
-  __device__ void operator()(const float (&in)[kIn], float (&out)[kOut]) const {
-    const float g = in[1], s = gpu::sigmoid(g);
-    out[0] = in[0] * in[2] * s * (1.0f + g * (1.0f - s));
-    out[1] = in[0] * g * s;
-    if constexpr (kAgain) out[2] = g * s * in[2];
-  }
 };
 
 __device__ inline float gelu_tanh(float x) {

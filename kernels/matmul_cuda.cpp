@@ -7,6 +7,7 @@
 #include "core/cuda_state.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "kernels/quantize.h"
 
 namespace egmla {
 namespace {
@@ -21,8 +22,8 @@ int32_t alignment(const void* data) {
   return static_cast<int32_t>(bits & (~bits + 1));
 }
 
-cudaDataType_t type_of(int32_t bf16) {
-  return bf16 ? CUDA_R_16BF : CUDA_R_32F;
+cudaDataType_t type_of(const View& view) {
+  return view.dtype == DType::e4m3 ? CUDA_R_8F_E4M3 : view.dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
 // The product in cuBLASLt's terms, with its descriptors.
@@ -42,6 +43,14 @@ struct Problem {
   }
 };
 
+// cublasLtMatmulMatrixScale_t and its attributes by their numbers, which toolkits before 12.9 have no names for.
+constexpr size_t kBlockFactorsSince = 120900;
+constexpr auto kScaleModeOfA = static_cast<cublasLtMatmulDescAttributes_t>(31);
+constexpr auto kScaleModeOfB = static_cast<cublasLtMatmulDescAttributes_t>(32);
+constexpr int32_t scale_mode(bool square_blocks) {
+  return square_blocks ? 5 : 4;
+}
+
 // Rows apart in memory; a single row may carry any stride.
 int64_t leading(const View& view) {
   return std::max(view.stride(0), view.size(1));
@@ -57,8 +66,8 @@ Problem::Problem(const Matmul& k)
   key.ldc = leading(k.out);
   key.transpose_a = k.transpose_b;
   key.transpose_b = k.transpose_a;
-  key.bf16_in = k.a.dtype == DType::bf16;
-  key.bf16_out = k.out.dtype == DType::bf16;
+  key.type_in = type_of(k.a);
+  key.type_out = type_of(k.out);
   key.accumulate = k.accumulate;
   key.align_a = alignment(a);
   key.align_b = alignment(b);
@@ -66,19 +75,42 @@ Problem::Problem(const Matmul& k)
   const cublasOperation_t op_a = key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
                           op_b = key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   check_cublas(cublasLtMatmulDescInit(&description, CUBLAS_COMPUTE_32F, CUDA_R_32F), Matmul::kName);
-  check_cublas(cublasLtMatmulDescSetAttribute(&description, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof(op_a)),
-               Matmul::kName);
-  check_cublas(cublasLtMatmulDescSetAttribute(&description, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof(op_b)),
-               Matmul::kName);
-  const auto layout = [](cublasLtMatrixLayoutOpaque_t& target, int32_t bf16, int64_t rows, int64_t columns,
+  const auto describe = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+    check_cublas(cublasLtMatmulDescSetAttribute(&description, attribute, &value, sizeof(value)), Matmul::kName);
+  };
+  describe(CUBLASLT_MATMUL_DESC_TRANSA, op_a);
+  describe(CUBLASLT_MATMUL_DESC_TRANSB, op_b);
+  if (k.a.dtype == DType::e4m3) {
+    key.scale_a = scale_mode(k.square_blocks_b);
+    key.scale_b = scale_mode(k.square_blocks_a);
+    describe(kScaleModeOfA, key.scale_a);
+    describe(kScaleModeOfB, key.scale_b);
+    describe(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, k.b_scales.data);
+    describe(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, k.a_scales.data);
+  }
+  const auto layout = [](cublasLtMatrixLayoutOpaque_t& target, int32_t type, int64_t rows, int64_t columns,
                          int64_t ld) {
-    check_cublas(cublasLtMatrixLayoutInit(&target, type_of(bf16), static_cast<uint64_t>(rows),
+    check_cublas(cublasLtMatrixLayoutInit(&target, static_cast<cudaDataType_t>(type), static_cast<uint64_t>(rows),
                                           static_cast<uint64_t>(columns), ld),
                  Matmul::kName);
   };
-  layout(a_layout, key.bf16_in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.lda);
-  layout(b_layout, key.bf16_in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.ldb);
-  layout(c_layout, key.bf16_out, key.m, key.n, key.ldc);
+  layout(a_layout, key.type_in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.lda);
+  layout(b_layout, key.type_in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.ldb);
+  layout(c_layout, key.type_out, key.m, key.n, key.ldc);
+}
+
+void check_e4m3(const Matmul& k) {
+  const int64_t M = k.out.size(0), N = k.out.size(1), K = k.a.size(1);
+  check(!k.transpose_a && k.transpose_b && K % kFp8Block == 0 && M % 16 == 0 && N % 16 == 0 &&
+            !(k.square_blocks_a && k.square_blocks_b),
+        "matmul: e4m3 needs a [M,K] and b [N,K], K in blocks of 128, M and N in multiples of 16, and 128 x 128 blocks "
+        "on one side at most; a is {}{}, b is {}{}",
+        k.a.shape.text(), k.transpose_a ? "^T" : "", k.b.shape.text(), k.transpose_b ? "^T" : "");
+  check(k.a_scales.shape == fp8_scale_shape(M, K, k.square_blocks_a) &&
+            k.b_scales.shape == fp8_scale_shape(N, K, k.square_blocks_b) && k.a_scales.dtype == DType::f32 &&
+            k.b_scales.dtype == DType::f32,
+        "matmul: factors must be f32 {} and {}; found {} and {}", fp8_scale_shape(M, K, k.square_blocks_a).text(),
+        fp8_scale_shape(N, K, k.square_blocks_b).text(), k.a_scales.shape.text(), k.b_scales.shape.text());
 }
 
 void check_operands(const Matmul& k) {
@@ -88,10 +120,12 @@ void check_operands(const Matmul& k) {
         "matmul: out must be op(a) op(b); out is {}, a is {}{}, b is {}{}", k.out.shape.text(), k.a.shape.text(),
         k.transpose_a ? "^T" : "", k.b.shape.text(), k.transpose_b ? "^T" : "");
   const bool f32 = k.a.dtype == DType::f32 && k.out.dtype == DType::f32;
-  const bool bf16 = k.a.dtype == DType::bf16 && (k.out.dtype == DType::bf16 || k.out.dtype == DType::f32);
-  check(k.a.dtype == k.b.dtype && (f32 || bf16),
-        "matmul: CUDA multiplies bf16 into bf16 or f32, and f32 into f32; found {} x {} into {}", name_of(k.a.dtype),
-        name_of(k.b.dtype), name_of(k.out.dtype));
+  const bool e4m3 = k.a.dtype == DType::e4m3;
+  const bool narrow = (k.a.dtype == DType::bf16 || e4m3) && (k.out.dtype == DType::bf16 || k.out.dtype == DType::f32);
+  check(k.a.dtype == k.b.dtype && (f32 || narrow),
+        "matmul: CUDA multiplies bf16 or e4m3 into bf16 or f32, and f32 into f32; found {} x {} into {}",
+        name_of(k.a.dtype), name_of(k.b.dtype), name_of(k.out.dtype));
+  if (e4m3) check_e4m3(k);
 }
 
 // What the library proposes, best guess first.
@@ -184,7 +218,7 @@ float best_time(CudaContext::State& state, Problem& problem, const cublasLtMatmu
 cublasLtMatmulAlgo_t fastest(CudaContext::State& state, Problem& problem) {
   const std::vector<cublasLtMatmulAlgo_t> algorithms = candidates(state, problem);
   const MatmulKey& key = problem.key;
-  const size_t out_bytes = static_cast<size_t>((key.n - 1) * key.ldc + key.m) * (key.bf16_out ? 2 : 4);
+  const size_t out_bytes = static_cast<size_t>((key.n - 1) * key.ldc + key.m) * (key.type_out == CUDA_R_16BF ? 2 : 4);
   const Scratch scratch(out_bytes);
   if (!scratch.data()) return algorithms.front();
   Stopwatch stopwatch(state.stream);
@@ -208,6 +242,10 @@ bool accepts(CudaContext::State& state, Problem& problem, const cublasLtMatmulAl
 }
 
 }  // namespace
+
+bool multiplies_e4m3(CudaContext& context) {
+  return context.state().capability == 90 && cublasLtGetVersion() >= kBlockFactorsSince;
+}
 
 void run(CudaContext& context, const Matmul& k) {
   check_operands(k);

@@ -14,15 +14,15 @@ namespace {
 std::string header(const CudaContext::State& state) {
   int driver = 0;
   check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  return fmt::format("egmla matmul plans 1; card {}; driver {}; cublasLt {}", state.name, driver, cublasLtGetVersion());
+  return fmt::format("egmla matmul plans 2; card {}; driver {}; cublasLt {}", state.name, driver, cublasLtGetVersion());
 }
 
 // Calls function on every number of a key, in the file's order.
 template <class Key, class F>
 void for_each_field(Key& key, F&& function) {
   for (auto* field : {&key.m, &key.n, &key.k, &key.lda, &key.ldb, &key.ldc}) function(*field);
-  for (auto* field : {&key.transpose_a, &key.transpose_b, &key.bf16_in, &key.bf16_out, &key.accumulate, &key.align_a,
-                      &key.align_b, &key.align_c})
+  for (auto* field : {&key.transpose_a, &key.transpose_b, &key.type_in, &key.type_out, &key.accumulate, &key.scale_a,
+                      &key.scale_b, &key.align_a, &key.align_b, &key.align_c})
     function(*field);
 }
 

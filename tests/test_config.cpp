@@ -149,6 +149,8 @@ TEST(Config, RulesBetweenKeys) {
        "gate.targets=k': model.attention.gate.targets k or v has no meaning"},
       {{latent, "model.attention.gate.norm=per_head"}, "use norm joint or none"},
       {{"run.device=cpu", "run.precision=bf16"}, "run.precision bf16 needs a GPU"},
+      {{"run.device=cpu", "run.precision=fp8"}, "run.precision fp8 needs a GPU; with run.device cpu use fp32 or auto"},
+      {{"run.precision=fp8", "data.sequence_length=8", "train.batch_tokens=64"}, "the nearest that fits: 16"},
       {{"run.device=cpu", "run.attention_backend=cudnn"}, "cudnn needs a GPU"},
       {{"run.name=a/b"}, "contains a slash"},
       {{"train.sample.every=5"}, "needs data.tokenizer"},

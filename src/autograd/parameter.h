@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "core/view.h"
+#include "core/tensor.h"
 
 namespace egmla {
 
@@ -23,6 +23,17 @@ class ParameterObserver {
   virtual void gradient_ready(const Parameter& parameter) = 0;
 };
 
+// A matrix in e4m3 with the factors of its blocks (kernels/quantize.h).
+struct Fp8Matrix {
+  Tensor values, scales;
+  bool square = false;
+};
+
+// A matrix and its transpose; either may be undefined.
+struct Fp8Copies {
+  Fp8Matrix rows, columns;
+};
+
 struct Parameter {
   std::string name;
   View value;  // working copy in the compute dtype, [out, in] or [C]
@@ -35,6 +46,7 @@ struct Parameter {
   void begin_step() {
     written = false;
     uses = 0;
+    fp8_current = false;
   }
   void end_use() {
     if (--uses == 0 && observer) observer->gradient_ready(*this);
@@ -44,6 +56,9 @@ struct Parameter {
   int32_t uses = 0;     // recorded, with a gradient still to be written
   int32_t ordinal = 0;  // position among the parameters of its store
   ParameterObserver* observer = nullptr;
+  // The value in e4m3, made by the first op of a step that asks for it; the memory stays.
+  Fp8Copies fp8{};
+  bool fp8_current = false;
 };
 
 }  // namespace egmla

@@ -51,6 +51,9 @@ class Tape {
   // A frugal tape does not keep results that are cheap to compute again. Set before the first op.
   void set_frugal(bool frugal) { frugal_ = frugal; }
   bool frugal() const { return frugal_; }
+  // Whether large products run in e4m3 (src/ops/fp8.h). Set before the first op.
+  void set_fp8(bool fp8) { fp8_ = fp8; }
+  bool fp8() const { return fp8_; }
 
   // An op is about to read a parameter, and its backward, if any, will write the gradient and end the use.
   void use(Parameter& parameter) {
@@ -122,6 +125,7 @@ class Tape {
   Context* context_;
   Mode mode_;
   bool frugal_ = false;
+  bool fp8_ = false;
   bool counts_uses_;
   std::vector<Slot> slots_;
   std::vector<Node> nodes_;

@@ -27,8 +27,9 @@ struct MatmulKey {
   int64_t m = 0, n = 0, k = 0;
   int64_t lda = 0, ldb = 0, ldc = 0;
   int32_t transpose_a = 0, transpose_b = 0;
-  int32_t bf16_in = 0, bf16_out = 0, accumulate = 0;
-  int32_t align_a = 0, align_b = 0, align_c = 0;  // bytes, a power of two up to 256
+  int32_t type_in = 0, type_out = 0, accumulate = 0;  // cudaDataType_t
+  int32_t scale_a = 0, scale_b = 0;                   // cublasLtMatmulMatrixScale_t
+  int32_t align_a = 0, align_b = 0, align_c = 0;      // bytes, a power of two up to 256
   auto operator<=>(const MatmulKey&) const = default;
 };
 

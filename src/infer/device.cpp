@@ -5,10 +5,23 @@
 
 #ifdef EGMLA_WITH_CUDA
 #include "kernels/attention_choice.h"
+#include "kernels/matmul.h"
 #include "kernels/matmul_plans.h"
 #endif
 
 namespace egmla {
+#ifdef EGMLA_WITH_CUDA
+namespace {
+
+CudaContext* cuda_of(Context& context) {
+  return context.visit([](auto& backend) -> CudaContext* {
+    if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, CudaContext>) return &backend;
+    return nullptr;
+  });
+}
+
+}  // namespace
+#endif
 
 std::unique_ptr<Context> open_device(DeviceChoice device, [[maybe_unused]] const Rank& rank) {
 #ifdef EGMLA_WITH_CUDA
@@ -40,8 +53,23 @@ std::unique_ptr<Context> open_device(const RunConfig& run, const Rank& rank) {
 DType compute_dtype(Precision precision, const Context& context) {
   if (precision == Precision::automatic) return context.is_cpu() ? DType::f32 : DType::bf16;
   check_usage(precision == Precision::fp32 || !context.is_cpu(),
-              "run.precision: the CPU computes in fp32, found bf16; use auto or fp32");
-  return precision == Precision::bf16 ? DType::bf16 : DType::f32;
+              "run.precision: the CPU computes in fp32, found {}; use auto or fp32",
+              precision == Precision::fp8 ? "fp8" : "bf16");
+  return precision == Precision::fp32 ? DType::f32 : DType::bf16;
+}
+
+bool trains_in_fp8(Precision precision, [[maybe_unused]] Context& context) {
+  if (precision != Precision::fp8) return false;
+#ifdef EGMLA_WITH_CUDA
+  CudaContext* cuda = cuda_of(context);
+  check_usage(cuda && multiplies_e4m3(*cuda),
+              "run.precision: fp8 trains on Hopper (compute capability 9.0) with cuBLASLt 12.9 or later; found {}; use "
+              "bf16 or auto",
+              context.name());
+  return true;
+#else
+  fail_usage("run.precision: this build has no CUDA back end, which fp8 needs; use fp32 or auto");
+#endif
 }
 
 #ifdef EGMLA_WITH_CUDA
@@ -57,13 +85,6 @@ std::string cache_file() {
   std::error_code error;
   fs::create_directories(folder, error);
   return error ? "" : (folder / "matmul_plans.txt").string();
-}
-
-CudaContext* cuda_of(Context& context) {
-  return context.visit([](auto& backend) -> CudaContext* {
-    if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, CudaContext>) return &backend;
-    return nullptr;
-  });
 }
 
 }  // namespace

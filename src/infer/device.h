@@ -17,8 +17,10 @@ std::unique_ptr<Context> open_device(DeviceChoice device, const Rank& rank = {})
 // run.device and run.memory_limit_gib.
 std::unique_ptr<Context> open_device(const RunConfig& run, const Rank& rank = {});
 
-// `auto`: bf16 on CUDA, fp32 on the CPU.
+// `auto`: bf16 on CUDA, fp32 on the CPU. fp8 computes in bf16 what is no large product of training.
 DType compute_dtype(Precision precision, const Context& context);
+// Whether training multiplies in e4m3; raises a usage error where the device cannot.
+bool trains_in_fp8(Precision precision, Context& context);
 
 // Whose attention kernels a CUDA device runs (kernels/attention_choice.h). The CPU has but one.
 void set_attention_backend(Context& context, AttentionBackend backend);

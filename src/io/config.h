@@ -15,7 +15,7 @@
 namespace egmla {
 
 enum class DeviceChoice : uint8_t { automatic, cpu, cuda };
-enum class Precision : uint8_t { automatic, fp32, bf16 };
+enum class Precision : uint8_t { automatic, fp32, bf16, fp8 };
 enum class AttentionBackend : uint8_t { automatic, native, cudnn };
 
 struct RunConfig {

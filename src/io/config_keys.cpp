@@ -14,7 +14,7 @@ namespace {
 const EnumNames<DeviceChoice> kDevices = {
     {DeviceChoice::automatic, "auto"}, {DeviceChoice::cpu, "cpu"}, {DeviceChoice::cuda, "cuda"}};
 const EnumNames<Precision> kPrecisions = {
-    {Precision::automatic, "auto"}, {Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}};
+    {Precision::automatic, "auto"}, {Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}, {Precision::fp8, "fp8"}};
 const EnumNames<AttentionBackend> kAttentionBackends = {
     {AttentionBackend::automatic, "auto"}, {AttentionBackend::native, "native"}, {AttentionBackend::cudnn, "cudnn"}};
 const EnumNames<GateFolding> kGateFoldings = {
@@ -110,7 +110,9 @@ Rows run_keys() {
       computed(EGMLA_KEY(run.dir, "run directory: metrics, checkpoints, samples"), "runs/NAME"),
       EGMLA_KEY(run.seed, "seed of weights, data order and sampling", at_least(0)),
       EGMLA_KEY(run.device, "auto: a GPU where the build and the machine have one", kDevices),
-      EGMLA_KEY(run.precision, "compute type; weights and optimizer stay fp32; auto: bf16 on a GPU, fp32 on the CPU",
+      EGMLA_KEY(run.precision,
+                "compute type; weights and optimizer stay fp32; fp8: bf16 with the large products of training in e4m3, "
+                "on Hopper; auto: bf16 on a GPU, fp32 on the CPU",
                 kPrecisions),
       EGMLA_KEY(run.attention_backend, "attention kernels on a GPU; auto: the faster deterministic one",
                 kAttentionBackends),

@@ -109,8 +109,14 @@ class Rules {
     const RunConfig& run = config_.run;
     rule(run.name.find('/') == std::string::npos, {"run.name"},
          "run.name '{}' contains a slash; use run.dir for a path", run.name);
-    rule(run.device != DeviceChoice::cpu || run.precision != Precision::bf16, {"run.precision", "run.device"},
-         "run.precision bf16 needs a GPU; with run.device cpu use fp32 or auto");
+    const bool fp8 = run.precision == Precision::fp8;
+    rule(run.device != DeviceChoice::cpu || !(fp8 || run.precision == Precision::bf16), {"run.precision", "run.device"},
+         "run.precision {} needs a GPU; with run.device cpu use fp32 or auto", fp8 ? "fp8" : "bf16");
+    rule(
+        !fp8 || config_.data.sequence_length % 16 == 0, {"run.precision", "data.sequence_length"},
+        "run.precision fp8 needs sequences of a multiple of 16 tokens, found data.sequence_length {}; the nearest that "
+        "fits: {}",
+        config_.data.sequence_length, (config_.data.sequence_length + 15) / 16 * 16);
     rule(run.device != DeviceChoice::cpu || run.attention_backend != AttentionBackend::cudnn,
          {"run.attention_backend", "run.device"},
          "run.attention_backend cudnn needs a GPU; with run.device cpu use native or auto");

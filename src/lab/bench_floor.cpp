@@ -8,10 +8,12 @@ namespace egmla {
 namespace {
 
 double seconds_alone(Context& context, Matmul k) {
-  const Tensor out = random_like(context, k.out), a = random_like(context, k.a), b = random_like(context, k.b);
-  k.out = out.view();
-  k.a = a.view();
-  k.b = b.view();
+  std::vector<Tensor> memory;
+  for (View* view : {&k.out, &k.a, &k.b, &k.a_scales, &k.b_scales}) {
+    if (!view->defined()) continue;
+    memory.push_back(random_like(context, *view));
+    *view = memory.back().view();
+  }
   return seconds_of(context, [&] { launch(context, k); });
 }
 

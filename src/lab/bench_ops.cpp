@@ -10,6 +10,7 @@
 #include "kernels/embedding.h"
 #include "kernels/gate.h"
 #include "kernels/norm.h"
+#include "kernels/quantize.h"
 #include "kernels/rope.h"
 #include "lab/bench_tools.h"
 #include "ops/ops.h"
@@ -28,6 +29,7 @@ class OpBench {
     gates();
     rotations();
     feed_forwards();
+    if (compute_ == DType::bf16) quantisers();
     loss();
     embeddings();
     optimizer();
@@ -50,6 +52,7 @@ class OpBench {
   void gates();
   void rotations();
   void feed_forwards();
+  void quantisers();
   void loss();
   void embeddings();
   void optimizer();
@@ -138,6 +141,26 @@ void OpBench::feed_forwards() {
   time("gelu", GeluForward{.out = out, .x = x});
   time("gelu_backward", GeluBackward{.x_grad = x_grad, .out_grad = out, .x = x});
   time("add", Add{.out = x_grad, .a = out, .b = x});
+  memory_.clear();
+}
+
+// Copies of activations and gradients, and of a weight.
+void OpBench::quantisers() {
+  const int64_t D = sizes_.D, F = sizes_.F;
+  const auto copies = [&](int64_t R, int64_t C, bool square) {
+    const auto bytes = [&](const Shape& shape) { return keep(Tensor::empty(context_, shape, DType::e4m3)); };
+    return QuantizedViews{.rows = bytes({R, fp8_padded(C)}),
+                          .row_scales = singles(fp8_scale_shape(R, C, square)),
+                          .columns = bytes({C, fp8_padded(R)}),
+                          .column_scales = singles(fp8_scale_shape(C, R, square)),
+                          .square = square};
+  };
+  time("quantize", Quantize{.out = copies(N_, D, false), .x = values({N_, D})});
+  time("quantize weight", Quantize{.out = copies(2 * F, D, true), .x = values({2 * F, D})});
+  const View gate_up = values({N_, 2 * F}), out_grad = values({N_, F});
+  time("quantize_swiglu", QuantizeSwiglu{.out = copies(N_, F, false), .gate_up = gate_up});
+  time("quantize_swiglu_backward",
+       QuantizeSwigluBackward{.out = copies(N_, 2 * F, false), .out_grad = out_grad, .gate_up = gate_up});
   memory_.clear();
 }
 

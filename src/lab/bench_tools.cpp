@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/bf16.h"
+#include "core/fp8.h"
 #include "core/rng.h"
 #include "kernels/layout.h"
 
@@ -12,6 +13,7 @@ namespace egmla {
 namespace {
 
 constexpr size_t kAlignment = 256;  // as far as any kernel looks at an address
+constexpr float kE4m3Spread = 100;  // of e4m3's 448, as the factors of blocks leave normal values
 
 // A block of values is drawn once; memory is filled with repeats of it.
 const std::vector<float>& random_block() {
@@ -32,6 +34,7 @@ std::vector<char> random_bytes(DType dtype, int64_t elements) {
     if (dtype == DType::f32) reinterpret_cast<float*>(bytes.data())[i] = value;
     if (dtype == DType::f64) reinterpret_cast<double*>(bytes.data())[i] = static_cast<double>(value);
     if (dtype == DType::bf16) reinterpret_cast<uint16_t*>(bytes.data())[i] = bf16_from_float(value);
+    if (dtype == DType::e4m3) reinterpret_cast<uint8_t*>(bytes.data())[i] = e4m3_from_float(kE4m3Spread * value);
   }
   return bytes;
 }

@@ -81,6 +81,7 @@ Bench::Bench(const Config& config) : config_(config), watchdog_(launched_process
   set_attention_backend(*context_, config.run.attention_backend);
   dtype_ = compute_dtype(config.run.precision, *context_);
   model_.set_recompute(config.train.recompute);
+  model_.set_fp8(trains_in_fp8(config.run.precision, *context_));
   context_->set_memory_advice([this](int64_t capacity) {
     return memory_advice(config_, context_->is_cpu(), dtype_, config_.train.micro_batch_size,
                          config_.train.batch_tokens / config_.data.sequence_length, capacity, host_->size());
@@ -132,7 +133,7 @@ TrainTiming Bench::describe(double seconds) {
   out.gpus = host_->size();
   out.is_root = host_->is_root();
   out.device = context_->name();
-  out.dtype = name_of(dtype_);
+  out.dtype = config_.run.precision == Precision::fp8 ? "fp8" : name_of(dtype_);
   out.parameters = model_.parameters().elements();
   out.matmul_parameters = model_.matmul_parameters();
   out.batch = config_.train.micro_batch_size;

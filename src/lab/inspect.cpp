@@ -43,10 +43,10 @@ Inspection inspect(const Config& config, int processes) {
               "model.vocab_size: inspect opens no tokenizer; give the size, for example model.vocab_size=50257");
   Inspection out;
   out.for_cpu = plans_for_cpu(config.run);
-  const bool bf16 =
-      config.run.precision == Precision::bf16 || (config.run.precision == Precision::automatic && !out.for_cpu);
-  const DType dtype = bf16 ? DType::bf16 : DType::f32;
-  out.dtype = name_of(dtype);
+  const Precision precision = config.run.precision;
+  const bool fp32 = precision == Precision::fp32 || (precision == Precision::automatic && out.for_cpu);
+  const DType dtype = fp32 ? DType::f32 : DType::bf16;
+  out.dtype = precision == Precision::fp8 ? "fp8" : name_of(dtype);
 
   const Transformer model(config.model);
   count_parameters(model.parameters(), out);

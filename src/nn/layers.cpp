@@ -27,8 +27,8 @@ FeedForward::FeedForward(const ModelConfig& model, const std::string& path, Para
 }
 
 Var FeedForward::operator()(const Var& x) const {
-  const Var hidden = ops::linear(x, *up_);
-  return type_ == FfnType::swiglu ? ops::swiglu_linear(hidden, *down_) : ops::linear(ops::gelu(hidden), *down_);
+  if (type_ == FfnType::swiglu) return ops::swiglu_ffn(x, *up_, *down_);
+  return ops::linear(ops::gelu(ops::linear(x, *up_)), *down_);
 }
 
 DecodeInput Norm::input(const View& x, const View& delta, const View& sum) const {

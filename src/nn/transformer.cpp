@@ -49,6 +49,7 @@ Var Transformer::trunk(Tape& tape, const Batch& batch, std::vector<LayerCache>* 
         "model: {} positions asked, max_position_embeddings is {}", batch.past + batch.length(),
         model_.max_position_embeddings);
   tape.set_frugal(tape.recording() && recompute_ != Recompute::none);
+  tape.set_fp8(tape.recording() && fp8_);
   std::vector<Var> state = {ops::embedding(tape, batch.tokens, *embedding_)};
   if (blocks_.empty()) return (*final_norm_)(state[0]);
   state.push_back(blocks_.front().attention_norm(state[0]));

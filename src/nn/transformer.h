@@ -25,6 +25,9 @@ class Transformer {
 
   // What backward computes again; results and gradients keep their bits.
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
+  // Large products of training run in e4m3; evaluation and decoding stay in the dtype. The device must be able to
+  // (multiplies_e4m3).
+  void set_fp8(bool fp8) { fp8_ = fp8; }
 
   // loss_scale * sum of token losses, and each token's loss. Batch::targets must be there.
   ops::HeadLoss loss(Tape& tape, const Batch& batch, double loss_scale);
@@ -78,6 +81,7 @@ class Transformer {
   ParameterStore store_;
   DType dtype_ = DType::f32;
   Recompute recompute_ = Recompute::none;
+  bool fp8_ = false;
   GateFolding gate_folding_ = GateFolding::never;
   Parameter* embedding_ = nullptr;
   std::vector<Block> blocks_;

@@ -1,6 +1,7 @@
 // y = x W^T;  dx = dy W;  dW += dy^T x, summed by the product itself (beta = 1).
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "ops/fp8.h"
 #include "ops/ops.h"
 
 namespace egmla::ops {
@@ -15,10 +16,14 @@ Tensor product(const Tensor& x, const Parameter& weight) {
   return out;
 }
 
-Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild) {
+void check_product(const Var& x, const Parameter& weight) {
   const View& w = weight.value;
   check(w.rank() == 2 && x.shape().rank() >= 2 && x.shape().back() == w.size(1),
         "linear: x must be [...,K] and weight [M,K]; x is {}, weight is {}", x.shape().text(), w.shape.text());
+}
+
+Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild) {
+  check_product(x, weight);
   Tape& tape = *x.tape;
   const OpScope scope(tape.context(), "linear");
   tape.use(weight);
@@ -44,10 +49,38 @@ Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild)
   return y;
 }
 
+// The same in e4m3. For backward stays the transposed copy of x, or on a frugal tape the way to x.
+Var record_fp8_product(const Var& x, Parameter& weight) {
+  Tape& tape = *x.tape;
+  const OpScope scope(tape.context(), "linear");
+  tape.use(weight);
+  const bool again = x.again.defined(), records = tape.recording();
+  const Fp8Copies x8 = quantize(x.value, {.rows = true, .columns = records && !again});
+  Shape shape = x.shape();
+  shape[-1] = weight.value.size(0);
+  const Tensor out = Tensor::empty(tape.context(), shape, x.value.dtype());
+  multiply(out.view().as_matrix(), x8.rows, fp8_copies(tape.context(), weight).rows);
+  Var y = tape.output(out);
+  if (records) {
+    tape.record("linear", [kept = x8.columns, x = again ? x.again : Activation(), x_id = x.id, w = &weight,
+                           id = y.id](Tape& t) {
+      const Tensor dy = t.take(id);
+      const Fp8Copies d = quantize(dy, {.rows = x_id != kNoGrad, .columns = true});
+      const Fp8Matrix columns = x.defined() ? quantize(x.get(), {.rows = false, .columns = true}).columns : kept;
+      multiply(w->grad, d.columns, columns, w->accumulate());
+      w->end_use();
+      t.write(x_id, [&](const View& dx) { multiply(dx.as_matrix(), d.rows, fp8_copies(t.context(), *w).columns); });
+    });
+  }
+  return y;
+}
+
 }  // namespace
 
 Var linear(const Var& x, Parameter& weight) {
-  return record_product(x, weight, {});
+  check_product(x, weight);
+  const int64_t rows = x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
+  return x.tape->fp8() && runs_in_fp8(rows, weight) ? record_fp8_product(x, weight) : record_product(x, weight, {});
 }
 
 Var small_linear(const Var& x, Parameter& weight) {

@@ -71,6 +71,9 @@ Var gate(const Var& u, const Var& g, Parameter* weight, Parameter* bias, const G
 Var swiglu(const Var& x);
 // linear(swiglu(x), weight). A frugal tape does not keep the middle: SwiGLU's backward writes it again on its way.
 Var swiglu_linear(const Var& x, Parameter& weight);
+// swiglu_linear(linear(x, up), down), as one where all its products run in e4m3: the inputs of the second and the
+// gradients of the first then exist in e4m3 alone.
+Var swiglu_ffn(const Var& x, Parameter& up, Parameter& down);
 Var gelu(const Var& x);
 
 // Part of a model as a function of its inputs; it may read parameters, and must not change an input in place.

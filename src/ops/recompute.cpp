@@ -10,6 +10,7 @@ std::vector<Var> recompute(const std::vector<Var>& inputs, const Region& region)
   if (!tape.recording()) return region(inputs);
   Tape forward(tape.context(), Tape::Mode::inference);
   forward.set_frugal(tape.frugal());
+  forward.set_fp8(tape.fp8());
   forward.set_counts_uses(tape.counts_uses());
   std::vector<Var> constants, outputs;
   std::vector<Activation> kept;
@@ -26,6 +27,7 @@ std::vector<Var> recompute(const std::vector<Var>& inputs, const Region& region)
   }
   tape.record("recompute", [=](Tape& t) {
     Tape again(t.context());
+    again.set_fp8(t.fp8());
     again.set_counts_uses(false);
     std::vector<Var> leaves;
     for (size_t i = 0; i < kept.size(); ++i)

@@ -26,16 +26,18 @@ MemoryPlan plan_memory(const Config& config, bool for_cpu, DType dtype, int64_t 
   Context plan{PlanContext(for_cpu)};
   Transformer model(config.model);
   model.set_recompute(config.train.recompute);
+  model.set_fp8(config.run.precision == Precision::fp8);
   const int64_t bucket = (config.parallel.bucket_mb << 20) / int64_t{sizeof(float)};
   const Rank last{.number = processes - 1, .count = processes};  // its part is the largest
   model.allocate(plan, dtype,
                  parts_to_update(plan_buckets(model.parameters(), bucket), last, config.parallel.zero_stage));
   const AdamWOptimizer optimizer(model.parameters(), config.train.optimizer, 1, 0);
   const auto held = [&](MemoryCategory category) { return plan.memory().by_category[static_cast<size_t>(category)]; };
-  MemoryPlan out{.weights = held(MemoryCategory::weights),
-                 .gradients = held(MemoryCategory::gradients),
-                 .optimizer = held(MemoryCategory::optimizer)};
+  const int64_t weights = held(MemoryCategory::weights);
+  MemoryPlan out{.gradients = held(MemoryCategory::gradients), .optimizer = held(MemoryCategory::optimizer)};
   out.activations = activation_bytes(config, plan, model, micro_batch_size);
+  out.weights = held(MemoryCategory::weights);  // copies in e4m3 come with the first pass
+  out.activations -= out.weights - weights;
   return out;
 }
 

@@ -92,6 +92,7 @@ void TrainState::open_model() {
   const DType dtype = compute_dtype(config_.run.precision, *context_);
   model_ = std::make_unique<Transformer>(config_.model);
   model_->set_recompute(config_.train.recompute);
+  model_->set_fp8(trains_in_fp8(config_.run.precision, *context_));
   ParameterStore& store = model_->parameters();
   context_->set_memory_advice(
       [this, dtype,
