@@ -146,7 +146,7 @@ import pathlib, sys, tarfile
 names = {"metrics.jsonl", "config.yaml", "stats.json", "samples.txt", "comparison.json", "sweep.json", "table.csv",
          "table.md", "table.json"}
 runs = pathlib.Path("runs")
-with tarfile.open(sys.argv[1], "w:xz") as archive:
+with tarfile.open(sys.argv[1], "w:xz", preset=9) as archive:  # whose window holds runs that sweeps share once
     for path in sorted([*runs.glob("sweeps/*/*"), *runs.glob("sweeps/*/*/*")]):
         if path.name in names and path.is_file():
             archive.add(path, path.relative_to(runs).as_posix())

@@ -135,19 +135,33 @@ class Study:
                     [f"{compared[n]['all']['benefit']:+.3f} ± {compared[n]['all']['standard_error']:.3f}" for n in names])
         return table(["times seen in training", "validation tokens"] + names, rows)
 
-    def ablations(self):
-        """The other sweeps' runs; one that several share stands once."""
-        runs = {}
-        for path in sorted(self.files):
-            found = re.fullmatch(r"sweeps/(?!attention/)(\w+)/table\.csv", path)
-            for row in self.files[path] if found else []:
-                if row["val_loss"]:
-                    names = list(row)[:list(row).index("finished")]
-                    setting = ", ".join(f"{n.split('.')[-1]} {row[n]}" for n in names)
-                    runs.setdefault((row["parameters"], row["cache_elements"], row["val_loss"]), []).append(f"{found[1]}: {setting}")
-        rows = [["; ".join(names), millions(parameters), int(float(cache)), f"{float(loss):.4f}"]
-                for (parameters, cache, loss), names in sorted(runs.items(), key=lambda run: float(run[0][2]))]
-        return table(["sweep: setting", "parameters with tables", "cached elements", "validation loss"], rows)
+    def sweep(self, name):
+        """A sweep's settings in its own order, those that are not finished left out."""
+        content = self.files[f"sweeps/{name}/table.csv"]
+        names = list(content[0])[:list(content[0]).index("finished")]
+        rows = []
+        for row in content:
+            if row["val_loss"]:
+                spread = f" ± {float(row['val_spread']):.4f}" if row["val_spread"] else ""
+                rows.append([row[n] for n in names] +
+                            [millions(float(row["parameters"]) - float(row["gate_tables"])), millions(row["gate_tables"]),
+                             int(float(row["cache_elements"])), f"{float(row['flops_per_token']) / 1e6:.0f}M",
+                             millions(row["tokens"]), f"{float(row['val_loss']):.4f}{spread}",
+                             f"{float(row['bits_per_byte']):.3f}"])
+        return table([n.split(".")[-1] for n in names] + ["parameters without tables", "gate tables", "cached elements",
+                                                          "FLOPs per token", "tokens", "validation loss", "bits per byte"], rows)
+
+    def paper(self):
+        """Validation losses of the 120M models while training; all follow one schedule, so a column compares."""
+        curves = {}
+        for path, content in self.files.items():
+            found = re.fullmatch(r"sweeps/paper_120m/(\w+)/metrics\.jsonl", path)
+            if found:
+                curves[found[1]] = {row["tokens"]: row["val_loss"] for row in content if row.get("val_loss") is not None}
+        tokens = sorted({t for curve in curves.values() for t in curve})
+        rows = [[name] + [f"{curve[t]:.3f}" if t in curve else "" for t in tokens]
+                for name, curve in sorted(curves.items(), key=lambda run: run[1][min(max(c) for c in curves.values())])]
+        return table(["tokens"] + [millions(t) for t in tokens], rows)
 
     def speed(self):
         rows = []
@@ -158,8 +172,11 @@ class Study:
         return table(["setting", "tokens/s, one H100", "training"], rows)
 
     def tables(self):
-        return {name: getattr(self, name)() for name in
-                ("attention", "differences", "along", "plateau", "counts", "ablations", "speed")}
+        tables = {name: getattr(self, name)() for name in
+                  ("attention", "differences", "along", "plateau", "counts", "speed", "paper")}
+        return tables | {name: self.sweep(name) for name in
+                         ("attention_total_parameters", "attention_flops", "scaling", "kv_lora_rank", "embed_dim",
+                          "share_layers", "gate_form", "tables", "vocabulary", "learning_rate")}
 
 
 def filled(page, tables):

@@ -12,6 +12,7 @@
 
 #include "core/check.h"
 #include "core/files.h"
+#include "io/config.h"
 #include "train/progress.h"
 
 namespace egmla {
@@ -51,6 +52,12 @@ std::map<std::string, std::string> flat_config(const std::string& yaml) {
     out.clear();
   }
   return out;
+}
+
+// A run of a version that did not know a key yet did what is the key's default.
+void add_defaults(std::map<std::string, std::string>& config) {
+  static const std::map<std::string, std::string> defaults = flat_config(resolved_yaml(Config{}, false));
+  if (!config.empty()) config.insert(defaults.begin(), defaults.end());
 }
 
 std::optional<double> stat(const nlohmann::json& stats, const char* key) {
@@ -106,6 +113,7 @@ RunData load_run(const std::string& dir) {
   run.name = named != run.config.end() && !named->second.empty()
                  ? named->second
                  : fs::absolute(dir).lexically_normal().filename().string();
+  add_defaults(run.config);
   return run;
 }
 
