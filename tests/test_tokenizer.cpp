@@ -257,6 +257,7 @@ TEST(Tokenizer, RefusesWhatItDoesNotImplement) {
       {"/decoder/type", "Metaspace", "file.json: decoder"},
       {"/added_tokens/0/lstrip", true, "<|endoftext|> has lstrip: true"},
       {"/added_tokens/0/id", 9, "<|endoftext|> has the id 9, but 0 in the vocabulary"},
+      {"/added_tokens/0/id", 1e114, "file.json: added_tokens: \"<|endoftext|>\" has the id 1e+114"},
       {"/added_tokens/0/content", 9, "file.json: not a tokenizer that egmla reads"},
   };
   for (const auto& [pointer, value, expected] : cases) {

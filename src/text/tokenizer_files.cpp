@@ -73,13 +73,18 @@ void expect_supported(const Json& root, const std::string& name) {
   }
 }
 
+// The id of a token that stands in `place` of the file.
+int32_t read_id(const Json& id, const std::string& token, const std::string& name, const std::string& place) {
+  check_usage(id.is_number_integer() && id >= 0 && id <= kLargestId, "{}: {}: {} has the id {}; expected 0 to {}", name,
+              place, Json(token).dump(), id.dump().substr(0, 80), kLargestId);
+  return id.get<int32_t>();
+}
+
 IdOf read_vocabulary(const Json& vocabulary, const std::string& name, const std::string& key) {
   check_usage(vocabulary.is_object(), "{}: {} must map tokens to ids; found {}", name, key, vocabulary.type_name());
   IdOf id_of;
   for (const auto& [token, id] : vocabulary.items()) {
-    check_usage(id.is_number_integer() && id >= 0 && id <= kLargestId, "{}: {}: {} has the id {}; expected 0 to {}",
-                name, key, Json(token).dump(), id.dump(), kLargestId);
-    id_of.emplace(token, id.get<int32_t>());
+    id_of.emplace(token, read_id(id, token, name, key));
   }
   return id_of;
 }
@@ -132,10 +137,7 @@ AddedToken read_added(const Json& entry, const IdOf& id_of, const std::string& n
   AddedToken token;
   token.text = entry.at("content").get<std::string>();
   check_usage(!token.text.empty(), "{}: added_tokens: one is empty", name);
-  const int64_t id = entry.at("id").get<int64_t>();
-  check_usage(id >= 0 && id <= kLargestId, "{}: added_tokens: {} has the id {}; expected 0 to {}", name, token.text, id,
-              kLargestId);
-  token.id = static_cast<int32_t>(id);
+  token.id = read_id(entry.at("id"), token.text, name, "added_tokens");
   token.special = entry.value("special", false);
   token.normalized = entry.value("normalized", !token.special);
   for (const char* const key : {"single_word", "lstrip", "rstrip"}) {

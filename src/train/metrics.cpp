@@ -34,9 +34,9 @@ std::optional<double> optional_at(const Json& object, const char* key) {
 std::optional<MetricsRow> parse_row(std::string_view line) {
   const Json object = Json::parse(line, nullptr, false);
   if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) return std::nullopt;
-  const double tokens = number_at(object, "tokens");
+  const auto tokens = object.find("tokens");
   return MetricsRow{.step = object["step"].get<int64_t>(),
-                    .tokens = std::isfinite(tokens) ? static_cast<int64_t>(tokens) : 0,
+                    .tokens = tokens != object.end() && tokens->is_number_integer() ? tokens->get<int64_t>() : 0,
                     .loss = number_at(object, "loss"),
                     .lr = number_at(object, "lr"),
                     .grad_norm = number_at(object, "grad_norm"),
