@@ -42,7 +42,8 @@ Var MhaAttention::forward(const Var& x, const Batch& batch, LayerCache* cache) {
     v = tape.constant(cache->rows.with_view(rows.columns(G * d, G * d).split_heads(G)));
   }
   const Var o = ops::attention(q, k, nullptr, v, batch.document_start, 1.0 / std::sqrt(static_cast<double>(d)));
-  return ops::linear(o, *out_);
+  return ops::small_linear(o,
+                           *out_);  // keys and values have no latent to come from: this is what memory can be saved on
 }
 
 View MhaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer) {

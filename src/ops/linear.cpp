@@ -22,6 +22,10 @@ void check_product(const Var& x, const Parameter& weight) {
         "linear: x must be [...,K] and weight [M,K]; x is {}, weight is {}", x.shape().text(), w.shape.text());
 }
 
+int64_t rows_of(const Var& x) {
+  return x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
+}
+
 Var record_product(const Var& x, Parameter& weight, Activation::Rebuild rebuild) {
   check_product(x, weight);
   Tape& tape = *x.tape;
@@ -79,11 +83,13 @@ Var record_fp8_product(const Var& x, Parameter& weight) {
 
 Var linear(const Var& x, Parameter& weight) {
   check_product(x, weight);
-  const int64_t rows = x.shape().elements() / std::max<int64_t>(x.shape().back(), 1);
-  return x.tape->fp8() && runs_in_fp8(rows, weight) ? record_fp8_product(x, weight) : record_product(x, weight, {});
+  return x.tape->fp8() && runs_in_fp8(rows_of(x), weight) ? record_fp8_product(x, weight)
+                                                          : record_product(x, weight, {});
 }
 
 Var small_linear(const Var& x, Parameter& weight) {
+  check_product(x, weight);
+  if (x.tape->fp8() && runs_in_fp8(rows_of(x), weight)) return record_fp8_product(x, weight);
   return record_product(x, weight, [x = x.activation(), w = &weight] { return product(x.get(), *w); });
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/norm.h"
 
+#include "kernels/elementwise.h"
 #include "ops/ops.h"
 
 namespace egmla::ops {
@@ -57,6 +58,16 @@ Activation::Rebuild norm_again(const Activation& sum, Parameter& weight, Paramet
     const Tensor& x = sum.get();
     Tensor out = Tensor::empty(x.context(), x.shape(), x.dtype());
     forward(out, x, View{}, Tensor{}, *w, bias, eps);
+    return out;
+  };
+}
+
+// The sum of an addend that is kept, or cheap, and one that can be computed again; nothing where that one is kept.
+Activation::Rebuild sum_again(const Var& x, const Var& delta) {
+  if (!delta.again.defined()) return {};
+  return [x = x.activation(), delta = delta.again] {
+    Tensor out = Tensor::empty(x.get().context(), x.get().shape(), x.get().dtype());
+    launch(out.context(), Add{.out = out.view(), .a = x.view(), .b = delta.view()});
     return out;
   };
 }
@@ -135,17 +146,19 @@ std::pair<Var, Var> add_norm(const Var& x, const Var& delta, Parameter& weight, 
   Tensor sum = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   Tensor out = Tensor::empty(tape.context(), x.shape(), x.value.dtype());
   const Statistics saved = forward(out, x.value, delta.view(), sum, weight, bias, eps);
-  Var r = tape.output(sum), y = tape.output(out, norm_again(Activation(sum), weight, bias, eps));
+  Var r = tape.output(sum, sum_again(x, delta));
+  const Activation kept = r.activation();
+  Var y = tape.output(out, norm_again(kept, weight, bias, eps));
   if (tape.recording()) {
-    tape.record(bias ? "add_layer_norm" : "add_rms_norm",
-                [sum, saved, w = &weight, bias, x_id = x.id, delta_id = delta.id, r_id = r.id, id = y.id](Tape& t) {
-                  const Tensor dy = t.take(id);
-                  const Tensor dr = t.has(r_id) ? t.take(r_id) : Tensor{};
-                  // The sum's gradient overwrites dy; both summands share it.
-                  backward(t.context(), dy.view(), sum, saved, dy.view(), dr.defined() ? dr.view() : View{}, *w, bias);
-                  t.give(x_id, dy);
-                  t.give(delta_id, dy);
-                });
+    tape.record(bias ? "add_layer_norm" : "add_rms_norm", [kept, saved, w = &weight, bias, x_id = x.id,
+                                                           delta_id = delta.id, r_id = r.id, id = y.id](Tape& t) {
+      const Tensor dy = t.take(id);
+      const Tensor dr = t.has(r_id) ? t.take(r_id) : Tensor{};
+      // The sum's gradient overwrites dy; both summands share it.
+      backward(t.context(), dy.view(), kept.get(), saved, dy.view(), dr.defined() ? dr.view() : View{}, *w, bias);
+      t.give(x_id, dy);
+      t.give(delta_id, dy);
+    });
   }
   return {r, y};
 }

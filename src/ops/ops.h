@@ -26,7 +26,7 @@ Var embedding(Tape& tape, const TokenIndex& tokens, Parameter& table);
 
 // x [..., K] -> x W^T [..., M], W [M, K].
 Var linear(const Var& x, Parameter& weight);
-// The same for a product so small that a frugal tape computes it again in backward.
+// The same for a product small enough that a frugal tape computes it again in backward; one in e4m3 is kept.
 Var small_linear(const Var& x, Parameter& weight);
 
 // a + b.
