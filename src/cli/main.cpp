@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <new>
 #include <string>
 
@@ -98,6 +99,9 @@ int main(int argc, char** argv) {
     return egmla::report(error.code(), error.what());
   } catch (const std::bad_alloc&) {
     return egmla::report(egmla::ExitCode::runtime, "out of host memory; use a smaller model or batch");
+  } catch (const std::filesystem::filesystem_error& error) {
+    return egmla::report(egmla::ExitCode::runtime, fmt::format("{}: the file system refused a call: {}",
+                                                               error.path1().string(), error.code().message()));
   } catch (const std::exception& error) {
     return egmla::report(egmla::ExitCode::runtime, error.what());
   }
