@@ -268,7 +268,7 @@ void backward(CudaContext& context, const Kernel& k, const View& mean, const Vie
                                .wide = gpu::all_aligned(k.x_grad, k.out_grad, k.residual_grad, k.x, k.weight)};
     const dim3 block = gpu::team_block(Kernel::kName, gpu::ceil_div(x.size(1), kPacket), kTeamThreads);
     launch_kernel(context, Kernel::kName, static_cast<unsigned>(kNormPartials), block,
-                  static_cast<size_t>(args.columns) * 4, norm_backward_kernel<T, kCenter>, args);
+                  gpu::combine_bytes(block, args.columns), norm_backward_kernel<T, kCenter>, args);
     gpu::sum_partials(context, Kernel::kName, k.partials, k.weight_grad, bias_grad, k.accumulate);
   });
 }

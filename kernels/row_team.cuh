@@ -52,26 +52,30 @@ struct PacketPlace {
   int count = 0;  // its elements; 0: beyond the row
 };
 
-// Adds the teams' sums in the order of the teams and writes them to a row of partials. shared: [columns] floats.
+// Bytes of shared memory that combine_teams wants.
+inline size_t combine_bytes(dim3 block, int64_t columns) {
+  return block.y * static_cast<size_t>(columns) * sizeof(float);
+}
+
+// Adds the teams' sums in the order of the teams and writes them to a row of partials. shared: [teams][columns] floats.
 __device__ inline void combine_teams(float* target, int columns, const float (&sums)[kTeamPackets][kPacket],
                                      const PacketPlace (&places)[kTeamPackets], float* shared) {
-  for (unsigned team = 0; team < blockDim.y; ++team) {
-    if (threadIdx.y == team) {
+  float* const own = shared + static_cast<int>(threadIdx.y) * columns;
 #pragma unroll
-      for (int p = 0; p < kTeamPackets; ++p) {
+  for (int p = 0; p < kTeamPackets; ++p) {
 #pragma unroll
-        for (int i = 0; i < kPacket; ++i) {
-          if (i >= places[p].count) continue;
-          float& slot = shared[places[p].column + i];
-          slot = team == 0 ? sums[p][i] : slot + sums[p][i];
-        }
-      }
+    for (int i = 0; i < kPacket; ++i) {
+      if (i < places[p].count) own[places[p].column + i] = sums[p][i];
     }
-    __syncthreads();
   }
+  __syncthreads();
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x),
-            threads = static_cast<int>(blockDim.x * blockDim.y);
-  for (int c = thread; c < columns; c += threads) target[c] = shared[c];
+            threads = static_cast<int>(blockDim.x * blockDim.y), teams = static_cast<int>(blockDim.y);
+  for (int c = thread; c < columns; c += threads) {
+    float sum = shared[c];
+    for (int team = 1; team < teams; ++team) sum += shared[team * columns + c];
+    target[c] = sum;
+  }
   __syncthreads();
 }
 
