@@ -71,7 +71,8 @@ struct Listed {
 Listed listed(const CheckpointFile& file) {
   Listed out{.file = file, .date = ""};
   struct stat status {};
-  check_usage(::stat(file.path.c_str(), &status) == 0, "{}: cannot be looked at: {}", file.path, system_error_text());
+  const bool found = ::stat(file.path.c_str(), &status) == 0;
+  check_usage(found, "{}: cannot be looked at: {}", file.path, system_error_text());
   out.bytes = status.st_size;
   out.date = fmt::format("{:%Y-%m-%d %H:%M:%S}", fmt::localtime(status.st_mtime));
   try {

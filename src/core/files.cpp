@@ -42,7 +42,8 @@ PendingFile::~PendingFile() {
 
 void PendingFile::commit() {
   sync_to_disk(path_);
-  check(::rename(path_.c_str(), target_.c_str()) == 0, "{}: cannot be put in place: {}", target_, system_error_text());
+  const bool renamed = ::rename(path_.c_str(), target_.c_str()) == 0;
+  check(renamed, "{}: cannot be put in place: {}", target_, system_error_text());
   committed_ = true;
   const std::string directory = std::filesystem::path(target_).parent_path().string();
   sync_to_disk(directory.empty() ? "." : directory);

@@ -36,7 +36,8 @@ OwnerLock::~OwnerLock() {
 }
 
 void OwnerLock::remove() const {
-  check(::unlink(path_.c_str()) == 0, "{}: cannot be removed: {}", path_, system_error_text());
+  const bool removed = ::unlink(path_.c_str()) == 0;
+  check(removed, "{}: cannot be removed: {}", path_, system_error_text());
 }
 
 // An owner that removed the file may have let go of it between our open and our lock.

@@ -1,5 +1,7 @@
 #include "infer/device.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 
@@ -112,7 +114,10 @@ void save_measured_choices(Context& context, const std::string& file) {
   const std::string cache = cache_file();
   if (cache.empty()) return;
   load_matmul_plans(*cuda, cache);  // keeps what other models have chosen
-  save_matmul_plans(*cuda, cache);
+  // Other processes may write it at the same time: each under a name of its own, of which the last takes the place.
+  const std::string own = fmt::format("{}.{}", cache, ::getpid());
+  save_matmul_plans(*cuda, own);
+  std::filesystem::rename(own, cache);
 }
 #else
 void set_attention_backend(Context&, AttentionBackend) {}

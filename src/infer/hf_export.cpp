@@ -76,7 +76,8 @@ class PendingDirectory {
 
  private:
   static void put_in_place(const fs::path& from, const fs::path& to) {
-    check(::rename(from.c_str(), to.c_str()) == 0, "{}: cannot be put in place: {}", to.string(), system_error_text());
+    const bool renamed = ::rename(from.c_str(), to.c_str()) == 0;
+    check(renamed, "{}: cannot be put in place: {}", to.string(), system_error_text());
   }
 
   // Where a file system cannot exchange: the earlier export waits under another name, and comes back on a failure.
