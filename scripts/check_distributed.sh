@@ -54,7 +54,7 @@ PYTHON
     local name=$1
     shift
     "$@" "$egmla" train configs/bench/124m_egmla.yaml "run.dir=$work/$name" "data.train=$work/train_*.bin" \
-      train.max_steps=200 train.micro_batch_size=16 train.schedule.warmup_steps=20 train.log.every=100 \
+      train.max_steps=200 "train.micro_batch_size=$((32 / gpus))" train.schedule.warmup_steps=20 train.log.every=100 \
       "parallel.zero_stage=$stage" parallel.check_every=100 || failed+=("$name")
     rm -rf "$work/$name/checkpoints"
   }

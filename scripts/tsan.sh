@@ -10,5 +10,5 @@ cmake --preset tsan >/dev/null
 cmake --build build-tsan -j "${EGMLA_JOBS:-$(nproc)}" --target egmla_tests
 
 say "Tests"
-OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1 build-tsan/tests/egmla_tests \
+OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 OPENBLAS_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1 build-tsan/tests/egmla_tests \
   --gtest_filter='PrepareTest*:ShardsTest*:Tokenizer*:BpeTrainer*:CheckpointTest*:Watchdog*:Training.ResumedRun*' --gtest_brief=1
