@@ -1,6 +1,7 @@
 // The optimizer's kernels over spans of the flat parameter buffers.
 #pragma once
 
+#include "core/rng.h"
 #include "kernels/launch.h"
 
 namespace egmla {
@@ -28,16 +29,29 @@ struct GradNorm {
 //   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = w - lr (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps) - lr weight_decay w
 // working (bf16) receives the rounded w when defined. A non-finite norm leaves everything unchanged.
+// w takes its step from the m and v of this formula; bf16 moments then store them rounded stochastically.
 struct AdamW {
   static constexpr const char* kName = "adamw";
-  View master, exp_avg, exp_avg_sq;  // [n] master precision
-  View working;                      // [n] bf16 or undefined
-  View grad;                         // [n] master precision
-  View grad_norm;                    // [1] from GradNorm
+  View master;               // [n] master precision
+  View exp_avg, exp_avg_sq;  // [n] both master precision or both bf16
+  View working;              // [n] bf16 or undefined
+  View grad;                 // [n] master precision
+  View grad_norm;            // [1] from GradNorm
   double max_norm = 0;
   double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
-  int64_t step = 1;  // counted from 1
+  int64_t step = 1;   // counted from 1
+  uint64_t seed = 0;  // with step and place, the random bits of the rounding
+  int64_t first = 0;  // place of these elements in the model's flat buffers, a multiple of kRoundingWidth
 };
+
+constexpr int64_t kRoundingWidth = 4;
+constexpr uint64_t kRoundingStream = stream_of("adamw rounding");
+
+// Random bits for kRoundingWidth elements of the flat buffers, from element i kRoundingWidth on: the low half of a word
+// rounds an element's exp_avg, the high half its exp_avg_sq.
+constexpr std::array<uint32_t, kRoundingWidth> rounding_bits(uint64_t seed, int64_t step, int64_t i) {
+  return philox(seed, static_cast<uint64_t>(i), kRoundingStream + static_cast<uint64_t>(step));
+}
 
 inline KernelViews views_of(const SquareSum& k) {
   return {.written = {{"partials", k.partials}}, .read = {{"x", k.x}}};

@@ -1,3 +1,4 @@
+#include "core/bf16.h"
 #include "kernels/cpu_utils.h"
 #include "kernels/elementwise.h"
 
@@ -25,6 +26,26 @@ void for_rows(const View& view, F&& row) {
 template <class T>
 void fill(const View& out, T value) {
   for_rows<T>(out, [&](T* row, int64_t width) { std::fill(row, row + width, value); });
+}
+
+// Calls function with a zero of the type that holds a value: float, double, or a bf16's bits.
+template <class F>
+void for_stored(DType dtype, const char* kernel, F&& function) {
+  if (dtype == DType::bf16) return function(uint16_t{});
+  cpu::for_float(dtype, kernel, function);
+}
+
+template <class To, class From>
+To converted(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_same_v<From, uint16_t>) {
+    return static_cast<To>(float_from_bf16(value));
+  } else if constexpr (std::is_same_v<To, uint16_t>) {
+    return bf16_from_float(static_cast<float>(value));
+  } else {
+    return static_cast<To>(value);
+  }
 }
 
 // Rows in parallel: function(row index).
@@ -63,11 +84,11 @@ void run(CpuContext&, const Add& k) {
 }
 
 void run(CpuContext&, const Convert& k) {
-  cpu::for_float(k.out.dtype, Convert::kName, [&](auto t) {
-    cpu::for_float(k.x.dtype, Convert::kName, [&](auto s) {
+  for_stored(k.out.dtype, Convert::kName, [&](auto t) {
+    for_stored(k.x.dtype, Convert::kName, [&](auto s) {
       const auto* x = k.x.as<decltype(s)>();
       auto* out = k.out.as<decltype(t)>();
-      for (int64_t i = 0; i < k.x.elements(); ++i) out[i] = static_cast<decltype(t)>(x[i]);
+      for (int64_t i = 0; i < k.x.elements(); ++i) out[i] = converted<decltype(t)>(x[i]);
     });
   });
 }

@@ -13,6 +13,12 @@ namespace {
 LaunchLog* living_log = nullptr;
 
 template <class T>
+bool is_finite(T value) {
+  if constexpr (std::is_same_v<T, uint16_t>) return std::isfinite(float_from_bf16(value));
+  return std::isfinite(value);
+}
+
+template <class T>
 int64_t first_non_finite_of(const View& x) {
   const int64_t width = x.rank() ? x.shape.back() : 1, rows = width ? x.elements() / width : 0;
   for (int64_t row = 0; row < rows; ++row) {
@@ -23,7 +29,7 @@ int64_t first_non_finite_of(const View& x) {
     }
     const T* values = x.as<T>() + offset;
     for (int64_t i = 0; i < width; ++i) {
-      if (!std::isfinite(values[i])) return row * width + i;
+      if (!is_finite(values[i])) return row * width + i;
     }
   }
   return -1;
@@ -132,6 +138,7 @@ void leave_range(Backend&) {}
 
 int64_t first_non_finite(CpuContext&, const View& x) {
   if (x.dtype == DType::f64) return first_non_finite_of<double>(x);
+  if (x.dtype == DType::bf16) return first_non_finite_of<uint16_t>(x);
   return first_non_finite_of<float>(x);
 }
 

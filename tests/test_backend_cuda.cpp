@@ -72,6 +72,51 @@ TEST_F(BackendCuda, AdamW) {
   }
 }
 
+// With these rates and gradients of few bits both sides compute the same m and v, so that equal draws give equal bits.
+TEST_F(BackendCuda, AdamWRoundsBf16MomentsAsTheCpu) {
+  for (const int64_t n : {1, 33, 1023, 5000}) {
+    for (const int64_t shift : {0, 1}) {
+      SCOPED_TRACE(fmt::format("{} elements, shift {}", n, shift));
+      const auto run = [&](Context& context) {
+        std::vector<float> w, g;
+        std::vector<uint16_t> moments;
+        for (int64_t i = 0; i < n + shift; ++i) {
+          const auto value = static_cast<float>(normal(7, static_cast<uint64_t>(i)));
+          w.push_back(value);
+          moments.push_back(bf16_from_float(std::abs(value) + 0.1F));
+          g.push_back(float_from_bf16(bf16_from_float(static_cast<float>(normal(8, static_cast<uint64_t>(i))))));
+        }
+        const Shape shape = {n + shift};
+        const Tensor master = Tensor::from(context, shape, w), grad = Tensor::from(context, shape, g),
+                     m = Tensor::from(context, shape, moments), v = Tensor::from(context, shape, moments),
+                     norm = Tensor::from(context, {1}, std::vector<float>{1.F});
+        for (int64_t step = 1; step <= 3; ++step) {
+          launch(context, AdamW{.master = master.view().columns(shift, n),
+                                .exp_avg = m.view().columns(shift, n),
+                                .exp_avg_sq = v.view().columns(shift, n),
+                                .working = {},
+                                .grad = grad.view().columns(shift, n),
+                                .grad_norm = norm.view(),
+                                .lr = 1e-2,
+                                .beta1 = 0.5,
+                                .beta2 = 0.5,
+                                .weight_decay = 0.1,
+                                .step = step,
+                                .seed = 9,
+                                .first = 1 << 20});
+        }
+        return std::tuple(m.to_host<uint16_t>(), v.to_host<uint16_t>(), master.to_host<float>());
+      };
+      Context host;
+      const auto [m, v, w] = run(host);
+      const auto [cuda_m, cuda_v, cuda_w] = run(cuda());
+      EXPECT_EQ(cuda_m, m);
+      EXPECT_EQ(cuda_v, v);
+      for (size_t i = 0; i < w.size(); ++i) ASSERT_NEAR(cuda_w[i], w[i], 1e-5) << i;
+    }
+  }
+}
+
 struct MatmulCase {
   int64_t M, N, K;
   bool transpose_a, transpose_b, accumulate;

@@ -93,6 +93,7 @@ TEST(Config, WrongTypesNameFoundAndExpected) {
       {"train.optimizer.betas=[0.9]", "expected a list of two numbers in [0, 1)"},
       {"train.optimizer.betas=[0.9, 1]", "expected a list of two numbers in [0, 1)"},
       {"train.optimizer.eps=0", "expected a number > 0"},
+      {"train.optimizer.state_dtype=fp16", "found 'fp16'; expected one of fp32, bf16"},
       {"train.schedule.final_lr_fraction=1.5", "expected a number in [0, 1]"},
       {"train.skip_nonfinite=yes", "found 'yes'; expected true or false"},
       {"train.schedule.type=cosin", "found 'cosin'; expected one of cosine, linear, wsd, constant"},

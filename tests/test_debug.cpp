@@ -153,11 +153,14 @@ TEST(NanCheck, TrainsEveryModel) {
     Context context;
     auto model = build(variant.model, context, DType::f32);
     AdamWOptimizer optimizer(model->parameters(), OptimizerConfig{}, 1, 0);
+    AdamWOptimizer narrow(model->parameters(), {.state_dtype = StateDtype::bf16}, 1, 0);
     const Batch batch = make_batch(context, batch_ids(variant.model, 2, 9, 3), 2, 9, 4);
     const std::string error = error_of([&] {
       loss_and_gradients(*model, batch);
-      optimizer.measure_grad_norm();
-      optimizer.step(1e-3, 1, 1.0);
+      for (AdamWOptimizer* each : {&optimizer, &narrow}) {
+        each->measure_grad_norm();
+        each->step(1e-3, 1, 1.0);
+      }
     });
     EXPECT_EQ(error, "") << variant.name;
   }

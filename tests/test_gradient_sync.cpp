@@ -186,7 +186,8 @@ struct Steps {
 
 constexpr int64_t kSequences = 12;  // of a step, all ranks together
 
-Steps run_steps(Communicator& ranks, int64_t bucket, int64_t stage, double grad_clip = 0.5) {
+Steps run_steps(Communicator& ranks, int64_t bucket, int64_t stage, double grad_clip = 0.5,
+                StateDtype moments = StateDtype::fp32) {
   Context context;
   const ModelConfig config = variant("egmla").model;
   Transformer model(config);
@@ -194,7 +195,7 @@ Steps run_steps(Communicator& ranks, int64_t bucket, int64_t stage, double grad_
   std::vector<Bucket> buckets = plan_buckets(store, bucket);
   model.allocate(context, DType::f32, parts_to_update(buckets, ranks.rank(), stage));
   store.initialize(3);
-  AdamWOptimizer optimizer(store, {.lr = 1e-2}, 2, 0.05);
+  AdamWOptimizer optimizer(store, {.lr = 1e-2, .state_dtype = moments}, 2, 0.05, 7);
   GradientSync sync(store, ranks, std::move(buckets));
   sync.attach(optimizer);
   Steps out;
@@ -257,18 +258,23 @@ TEST(RankProcess, DISABLED_Steps) {
   EXPECT_TRUE(run_steps(*ranks, int64_t{1} << 40, 0) == whole);
   // Other buckets: the same sums. The norm adds its parts in another order, so that clipped steps may differ by its
   // rounding; unclipped ones may not.
-  const Steps many = run_steps(*ranks, 700, 0);
-  EXPECT_EQ(many.gradients, whole.gradients);
-  EXPECT_EQ(run_steps(*ranks, 700, 0, 0).weights, run_steps(*ranks, int64_t{1} << 40, 0, 0).weights);
-  for (const int64_t bucket : {int64_t{1} << 40, int64_t{700}}) {
-    const Steps &all = bucket == 700 ? many : whole, shared = run_steps(*ranks, bucket, 1);
-    EXPECT_EQ(shared.losses, all.losses);
-    EXPECT_EQ(shared.norms, all.norms);
-    EXPECT_EQ(shared.weights, all.weights);
-    EXPECT_EQ(shared.exp_avg, all.exp_avg);
-    EXPECT_EQ(shared.exp_avg_sq, all.exp_avg_sq);
-    EXPECT_LT(shared.held, all.held / ranks->size() + all.held / 4);
-    EXPECT_EQ(ranks->sum(shared.held), all.held);
+  EXPECT_EQ(run_steps(*ranks, 700, 0).gradients, whole.gradients);
+  for (const StateDtype moments : {StateDtype::fp32, StateDtype::bf16}) {
+    EXPECT_EQ(run_steps(*ranks, 700, 0, 0, moments).weights,
+              run_steps(*ranks, int64_t{1} << 40, 0, 0, moments).weights);
+    for (const int64_t bucket : {int64_t{1} << 40, int64_t{700}}) {
+      const Steps all = run_steps(*ranks, bucket, 0, 0.5, moments), shared = run_steps(*ranks, bucket, 1, 0.5, moments);
+      EXPECT_EQ(shared.losses, all.losses);
+      EXPECT_EQ(shared.norms, all.norms);
+      EXPECT_EQ(shared.weights, all.weights);
+      EXPECT_EQ(shared.exp_avg, all.exp_avg);
+      EXPECT_EQ(shared.exp_avg_sq, all.exp_avg_sq);
+      EXPECT_LT(shared.held, all.held / ranks->size() + all.held / 4);
+      EXPECT_EQ(ranks->sum(shared.held), all.held);
+      if (moments == StateDtype::bf16) {
+        EXPECT_NE(all.exp_avg, whole.exp_avg);
+      }
+    }
   }
   LocalCommunicator alone;
   const Steps one = run_steps(alone, int64_t{1} << 40, 1);

@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "core/bf16.h"
 #include "core/files.h"
 #include "data/shards.h"
 #include "egmla_command.h"
@@ -87,6 +88,38 @@ TEST_F(Training, ResumedRunEqualsTheUninterruptedOneBitForBit) {
   ASSERT_EQ(rows.size(), 20U);
   EXPECT_TRUE(rows[9].val_loss && rows[19].val_loss && !rows[10].val_loss);
   EXPECT_EQ(rows[19].tokens, 20 * 128);
+}
+
+TEST_F(Training, Bf16MomentsResumeBitForBitAndMeetFp32Ones) {
+  const std::string narrow = "train.optimizer.state_dtype=bf16", wide = "train.optimizer.state_dtype=fp32";
+  ASSERT_EQ(train("whole", narrow).code, 0);
+  ASSERT_EQ(train("fp32", wide).code, 0);
+  for (const auto& [run, first, second] : {std::tuple("same", narrow, narrow), std::tuple("narrowed", wide, narrow),
+                                           std::tuple("widened", narrow, wide)}) {
+    ASSERT_EQ(train(run, first + " train.stop_at_step=10").code, 0);
+    const Outcome outcome = train(run, second);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_NE(outcome.err.find("resuming from"), std::string::npos);
+    const auto rows = read_metrics(file(run) + "/metrics.jsonl"), reference = read_metrics(file("fp32/metrics.jsonl"));
+    ASSERT_EQ(rows.size(), reference.size());
+    for (size_t i = 0; i < rows.size(); ++i) EXPECT_NEAR(rows[i].loss, reference[i].loss, 0.01) << run << " row " << i;
+  }
+  expect_equal_checkpoints(checkpoint("whole", 20), checkpoint("same", 20));
+  expect_equal_losses(file("whole"), file("same"));
+  const auto on_grid = [&](const std::string& run) {
+    const CheckpointReader reader(checkpoint(run, 20));
+    bool all = true;
+    for (const Group group : {Group::exp_avg, Group::exp_avg_sq}) {
+      for (const std::string& path : reader.paths(group)) {
+        std::vector<float> values(static_cast<size_t>(reader.shape(group, path).elements()));
+        reader.read(group, path, values.data());
+        for (const float value : values) all = all && float_from_bf16(bf16_from_float(value)) == value;
+      }
+    }
+    return all;
+  };
+  for (const char* run : {"whole", "same", "narrowed"}) EXPECT_TRUE(on_grid(run)) << run;
+  for (const char* run : {"fp32", "widened"}) EXPECT_FALSE(on_grid(run)) << run;
 }
 
 TEST_F(Training, RepeatedRunsAndOtherMicroBatchesAgree) {

@@ -10,7 +10,7 @@
 
 namespace egmla {
 
-inline std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter, uint64_t stream = 0) {
+constexpr std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter, uint64_t stream = 0) {
   std::array<uint32_t, 4> x = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
                                static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
@@ -39,7 +39,7 @@ inline double normal(uint64_t key, uint64_t counter, uint64_t stream = 0) {
 }
 
 // FNV-1a: a stable stream number from a name.
-inline uint64_t stream_of(std::string_view name) {
+constexpr uint64_t stream_of(std::string_view name) {
   uint64_t hash = 0xcbf29ce484222325u;
   for (char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
   return hash;

@@ -108,9 +108,10 @@ const Tensor& GradientSync::collect_master() {
 }
 
 const Tensor& GradientSync::collect(const Tensor& own) {
-  if (!store_->shared_out()) return own;
   const Tensor& whole = store_->grad();
+  if (!store_->shared_out() && own.dtype() == whole.dtype()) return own;
   store_->spread_own(own, whole);
+  if (!store_->shared_out()) return whole;
   for (const Bucket& bucket : buckets_) communicator_->all_gather(store_->slice(whole, bucket.span));
   communicator_->wait();
   return whole;

@@ -33,8 +33,8 @@ class GradientSync final : public ParameterObserver {
   // Kernels launched from now on see all weights.
   void finish_weights();
 
-  // The whole master weights, and a whole moment, of which each rank may hold its part alone: then it lies in the
-  // memory of the gradients until the next step. Every rank calls them.
+  // The whole master weights, and a whole moment in master precision. Where a rank holds its part alone, or in bf16,
+  // the whole lies in the memory of the gradients until the next step. Every rank calls them.
   const Tensor& collect_master();
   const Tensor& collect(const Tensor& own);
 

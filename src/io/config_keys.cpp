@@ -108,11 +108,11 @@ Rows run_keys() {
   return {
       computed(EGMLA_KEY(run.name, "name in reports; no slash"), "the file's name"),
       computed(EGMLA_KEY(run.dir, "run directory: metrics, checkpoints, samples"), "runs/NAME"),
-      EGMLA_KEY(run.seed, "seed of weights, data order and sampling", at_least(0)),
+      EGMLA_KEY(run.seed, "seed of weights, data order, sampling and stochastic rounding", at_least(0)),
       EGMLA_KEY(run.device, "auto: a GPU where the build and the machine have one", kDevices),
       EGMLA_KEY(run.precision,
-                "compute type; weights and optimizer stay fp32; fp8: bf16 with the large products of training in e4m3, "
-                "on Hopper; auto: bf16 on a GPU, fp32 on the CPU",
+                "compute type; master weights and gradients stay fp32; fp8: bf16 with the large products of training "
+                "in e4m3, on Hopper; auto: bf16 on a GPU, fp32 on the CPU",
                 kPrecisions),
       EGMLA_KEY(run.attention_backend, "attention kernels on a GPU; auto: the faster deterministic one",
                 kAttentionBackends),
@@ -235,7 +235,8 @@ Rows optimizer_keys() {
                 (Range{.low = 0, .high = 1, .high_open = true})),
       EGMLA_KEY(train.optimizer.eps, "added to the root of the second moment", kPositive),
       EGMLA_KEY(train.optimizer.weight_decay, "decoupled weight decay, on matrices only", at_least(0)),
-      EGMLA_KEY(train.optimizer.state_dtype, "type of the moments in memory", kStateDtypes),
+      EGMLA_KEY(train.optimizer.state_dtype,
+                "type of the moments in memory; bf16: half the memory, rounded stochastically", kStateDtypes),
       EGMLA_KEY(train.schedule.type, "how the learning rate falls after the warm-up", kSchedules),
       EGMLA_KEY(train.schedule.warmup_steps, "steps of linear warm-up", at_least(0)),
       EGMLA_KEY(

@@ -90,7 +90,8 @@ Bench::Bench(const Config& config) : config_(config), watchdog_(launched_process
   std::vector<Bucket> buckets = plan_buckets(store, (config.parallel.bucket_mb << 20) / int64_t{sizeof(float)});
   model_.allocate(*context_, dtype_, parts_to_update(buckets, ranks.rank(), config.parallel.zero_stage));
   store.initialize(static_cast<uint64_t>(config.run.seed));
-  optimizer_ = std::make_unique<AdamWOptimizer>(store, config.train.optimizer, 1, 0);
+  optimizer_ =
+      std::make_unique<AdamWOptimizer>(store, config.train.optimizer, 1, 0, static_cast<uint64_t>(config.run.seed));
   sync_ = std::make_unique<GradientSync>(store, ranks, std::move(buckets));
   sync_->attach(*optimizer_);
   batches_ = random_batches(config, static_cast<uint64_t>(config.run.seed + host_->rank().number));

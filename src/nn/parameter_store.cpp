@@ -197,17 +197,20 @@ View ParameterStore::master_part(const OwnPart& part) const {
   return slice(master_, keeps_whole_master() ? part.span : Span{part.at, part.span.size});
 }
 
+void ParameterStore::move(const View& from, const View& to) const {
+  if (from.dtype == to.dtype) return context().copy(to.data, from.data, from.bytes());
+  launch(context(), Convert{.out = to, .x = from});
+}
+
 void ParameterStore::keep_own(const Tensor& whole, const Tensor& own) const {
   for (const OwnPart& part : own_) {
-    const View to = slice(own, {part.at, part.span.size}), from = slice(whole, part.span);
-    context().copy(to.data, from.data, from.bytes());
+    move(slice(whole, part.span), slice(own, {part.at, part.span.size}));
   }
 }
 
 void ParameterStore::spread_own(const Tensor& own, const Tensor& whole) const {
   for (const OwnPart& part : own_) {
-    const View to = slice(whole, part.span), from = slice(own, {part.at, part.span.size});
-    context().copy(to.data, from.data, from.bytes());
+    move(slice(own, {part.at, part.span.size}), slice(whole, part.span));
   }
 }
 

@@ -113,7 +113,8 @@ class ParameterStore {
   const Tensor& image() const { return keeps_whole_master() ? master_ : grad_; }
   // A part of the master copy.
   View master_part(const OwnPart& part) const;
-  // Copies this process's parts from a whole buffer to one of own_elements(), and back.
+  // Copies this process's parts from a whole buffer to one of own_elements(), and back; rounds to nearest where their
+  // types differ.
   void keep_own(const Tensor& whole, const Tensor& own) const;
   void spread_own(const Tensor& own, const Tensor& whole) const;
   // A window of a flat buffer of the master's layout.
@@ -130,6 +131,7 @@ class ParameterStore {
   };
   void lay_out();
   void place(Entry& entry);
+  void move(const View& from, const View& to) const;
 
   std::deque<Entry> entries_;
   std::vector<NamedTensor> tensors_;

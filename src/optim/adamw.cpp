@@ -12,13 +12,18 @@ constexpr int64_t kSumStride = 64;       // elements between the sums of two ran
 }  // namespace
 
 AdamWOptimizer::AdamWOptimizer(ParameterStore& store, const OptimizerConfig& config, double gate_lr_scale,
-                               double gate_weight_decay)
-    : store_(&store), config_(config), gate_lr_scale_(gate_lr_scale), gate_weight_decay_(gate_weight_decay) {
+                               double gate_weight_decay, uint64_t seed)
+    : store_(&store),
+      config_(config),
+      gate_lr_scale_(gate_lr_scale),
+      gate_weight_decay_(gate_weight_decay),
+      seed_(seed) {
   Context& context = store.context();
   const DType master = store.master().dtype();
   const MemoryScope scope(context, MemoryCategory::optimizer);
-  exp_avg_ = Tensor::zeros(context, {store.own_elements()}, master);
-  exp_avg_sq_ = Tensor::zeros(context, {store.own_elements()}, master);
+  const DType moments = config.state_dtype == StateDtype::bf16 ? DType::bf16 : master;
+  exp_avg_ = Tensor::zeros(context, {store.own_elements()}, moments);
+  exp_avg_sq_ = Tensor::zeros(context, {store.own_elements()}, moments);
   partials_ = Tensor::zeros(context, {kSquareSumPartials}, master);
   norm_ = Tensor::zeros(context, {1}, master);
 }
@@ -77,7 +82,9 @@ void AdamWOptimizer::step(double lr, int64_t step, double max_norm) {
                    .beta2 = config_.betas[1],
                    .eps = config_.eps,
                    .weight_decay = decay,
-                   .step = step});
+                   .step = step,
+                   .seed = seed_,
+                   .first = part.span.begin});
     }
     if (updated_) updated_(i);
   }

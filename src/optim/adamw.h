@@ -1,5 +1,5 @@
 // AdamW over what this process updates of the flat buffers of a ParameterStore: weight decay on matrices only, gate
-// tables with their own decay and rate. Moments hold the own parts side by side.
+// tables with their own decay and rate. Moments hold the own parts side by side, in master precision or in bf16.
 #pragma once
 
 #include <functional>
@@ -18,8 +18,10 @@ struct NormShare {
 
 class AdamWOptimizer {
  public:
-  // gate_lr_scale multiplies the rate of gate tables, gate_weight_decay is theirs alone.
-  AdamWOptimizer(ParameterStore& store, const OptimizerConfig& config, double gate_lr_scale, double gate_weight_decay);
+  // gate_lr_scale multiplies the rate of gate tables, gate_weight_decay is theirs alone. `seed` is for the rounding of
+  // bf16 moments.
+  AdamWOptimizer(ParameterStore& store, const OptimizerConfig& config, double gate_lr_scale, double gate_weight_decay,
+                 uint64_t seed = 0);
 
   // Global norm of all gradients, [1] on the device. With `halt`, the first norm that is not finite stands for all
   // later ones, so that step() changes nothing until the host has read it.
@@ -40,6 +42,7 @@ class AdamWOptimizer {
   ParameterStore* store_;
   OptimizerConfig config_;
   double gate_lr_scale_, gate_weight_decay_;
+  uint64_t seed_;
   void measure_shared_sums();
 
   Tensor exp_avg_, exp_avg_sq_, partials_, norm_;

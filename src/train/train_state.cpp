@@ -102,7 +102,8 @@ void TrainState::open_model() {
   std::vector<Bucket> buckets = plan_buckets(store, (config_.parallel.bucket_mb << 20) / int64_t{sizeof(float)});
   model_->allocate(*context_, dtype, parts_to_update(buckets, host_->rank(), config_.parallel.zero_stage));
   const GateConfig& gate = config_.model.attention.gate;
-  optimizer_ = std::make_unique<AdamWOptimizer>(store, config_.train.optimizer, gate.lr_scale, gate.weight_decay);
+  optimizer_ = std::make_unique<AdamWOptimizer>(store, config_.train.optimizer, gate.lr_scale, gate.weight_decay,
+                                                static_cast<uint64_t>(config_.run.seed));
   sync_ = std::make_unique<GradientSync>(store, ranks(), std::move(buckets));
   sync_->attach(*optimizer_);
 }
@@ -169,7 +170,8 @@ CheckpointReader TrainState::open_checkpoint(const std::string& path) {
 
 void TrainState::load_moment(const CheckpointReader* reader, Group group, const Tensor& moment) {
   const ParameterStore& store = model_->parameters();
-  const Tensor& whole = store.shared_out() ? store.grad() : moment;
+  const bool in_place = !store.shared_out() && moment.dtype() == DType::f32;
+  const Tensor& whole = in_place ? moment : store.grad();
   launch(*context_, Fill{.out = whole.view(), .value = 0});
   std::vector<float> values;
   for (const NamedTensor& tensor : store.tensors()) {
@@ -181,7 +183,7 @@ void TrainState::load_moment(const CheckpointReader* reader, Group group, const 
   }
   ranks().broadcast(whole.view());
   ranks().wait();
-  if (store.shared_out()) store.keep_own(whole, moment);
+  if (!in_place) store.keep_own(whole, moment);
 }
 
 void TrainState::save() {
