@@ -1,6 +1,6 @@
 // A block owns a head, some outputs and up to eight sequences, so a weight is read once for eight. Plain: 16 outputs,
-// a warp two of them, lanes over packets of k. Transposed: 64 outputs, a lane two neighbouring ones, the warps share out
-// k and are added in their order.
+// a warp two of them, lanes over packets of k. Transposed: 64 outputs, a lane two neighbouring ones, the warps share
+// out k and are added in their order.
 #include "kernels/cuda_utils.cuh"
 #include "kernels/decode_heads.h"
 
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(Args<T> a) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int j0 = static_cast<int>(blockIdx.x) * kPlainOutputs + warp * kOwn;
   const T* const weight = a.weight + h * a.weight_head + j0 * a.weight_row;
-  const auto fetch = [&](int c, Packet<T> (&w)[kOwn]) {
+  const auto fetch = [&](int c, Packet<T>(&w)[kOwn]) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i)
       w[i] = gpu::load(weight + i * a.weight_row + c, a.wide, j0 + i < a.n ? max(0, min(kPacket, a.k - c)) : 0);
@@ -75,8 +75,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(Args<T> a) {
 #pragma unroll
     for (int s = 0; s < kSequences; ++s) {
       const float sum = gpu::warp_sum(sums[i][s]);
-      if (lane == s && b0 + s < a.B && j0 + i < a.n)
-        a.out[(b0 + s) * a.out_batch + h * a.out_head + j0 + i] = T(sum);
+      if (lane == s && b0 + s < a.B && j0 + i < a.n) a.out[(b0 + s) * a.out_batch + h * a.out_head + j0 + i] = T(sum);
     }
   }
 }

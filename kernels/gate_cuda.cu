@@ -297,8 +297,8 @@ void run(CudaContext& context, const GateBackward& k) {
                                .partials = group.normed ? k.partials.as<float>() : nullptr};
     const dim3 block = gpu::team_block(GateBackward::kName, group.packets(), kTeamThreads);
     const dim3 grid(static_cast<unsigned>(kNormPartials), static_cast<unsigned>(group.groups));
-    launch_kernel(context, GateBackward::kName, grid, block,
-                  gpu::combine_bytes(block, group.heads * group.width), gate_backward_kernel<T>, args);
+    launch_kernel(context, GateBackward::kName, grid, block, gpu::combine_bytes(block, group.heads * group.width),
+                  gate_backward_kernel<T>, args);
     if (group.normed)
       gpu::sum_partials(context, GateBackward::kName, k.partials, k.weight_grad, k.bias_grad, k.accumulate);
   });
