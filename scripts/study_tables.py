@@ -152,15 +152,17 @@ class Study:
                                                           "FLOPs per token", "tokens", "validation loss", "bits per byte"], rows)
 
     def paper(self):
-        """Validation losses of the 120M models while training; all follow one schedule, so a column compares."""
+        """Validation losses of the 120M models while training, beside each the mean training loss of the 50 steps up to
+        it; all follow one schedule, so a column compares."""
         curves = {}
         for path, content in self.files.items():
             found = re.fullmatch(r"sweeps/paper_120m/(\w+)/metrics\.jsonl", path)
             if found:
-                curves[found[1]] = {row["tokens"]: row["val_loss"] for row in content if row.get("val_loss") is not None}
-        tokens = sorted({t for curve in curves.values() for t in curve})
-        rows = [[name] + [f"{curve[t]:.3f}" if t in curve else "" for t in tokens]
-                for name, curve in sorted(curves.items(), key=lambda run: run[1][min(max(c) for c in curves.values())])]
+                curves[found[1]] = {row["tokens"]: (row["val_loss"], mean(r["loss"] for r in content[max(0, i - 49):i + 1]))
+                                    for i, row in enumerate(content) if row.get("val_loss") is not None}
+        tokens = sorted(next(iter(curves.values())))
+        rows = [[name] + ["{:.3f} ({:.3f})".format(*curve[t]) for t in tokens]
+                for name, curve in sorted(curves.items(), key=lambda run: run[1][tokens[-1]])]
         return table(["tokens"] + [millions(t) for t in tokens], rows)
 
     def speed(self):
