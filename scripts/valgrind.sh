@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # valgrind.sh [FILTER]: the suite, or the tests that FILTER names as googletest does, under valgrind's memcheck; fails at the
-# first error or lost block. Processes that tests start run as they are. The whole suite takes hours.
+# first error or lost block. Processes that tests start run as they are. The whole suite takes about an hour on two cores.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 filter=${1:-*}
@@ -11,7 +11,7 @@ say "Building the tests (build-valgrind/)"
 cmake --preset cpu -B build-valgrind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEGMLA_NATIVE=OFF >/dev/null
 cmake --build build-valgrind -j "${EGMLA_JOBS:-$(nproc)}" --target egmla_tests
 
-options=(--error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --num-callers=20 -q)
+options=(--error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite --num-callers=20 -q)
 for known in /usr/share/openmpi/openmpi-valgrind.supp /etc/openmpi/openmpi-valgrind.supp; do
   [[ ! -f $known ]] || options+=("--suppressions=$known")
 done

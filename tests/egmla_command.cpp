@@ -33,10 +33,11 @@ Outcome egmla_command(const std::string& arguments, const std::string& prefix) {
 }
 
 // In containers: as root, with more processes than cores, without reading another process's memory. OpenMPI keeps
-// memory to its end, which a leak sanitizer would count against us.
+// memory to its end, which a leak sanitizer would count against us. Tests that run as ranks know nothing of shards.
 std::string mpirun(int ranks, const std::string& options) {
   return fmt::format(
-      "ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 OMPI_MCA_btl_vader_single_copy_mechanism=none "
+      "env -u GTEST_TOTAL_SHARDS -u GTEST_SHARD_INDEX ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 "
+      "OMPI_MCA_btl_vader_single_copy_mechanism=none "
       "OMPI_MCA_btl_base_warn_component_unused=0 "
       "mpirun {} --allow-run-as-root --oversubscribe --bind-to none -n {}",
       options, ranks);
