@@ -160,9 +160,9 @@ class Study:
             if found:
                 curves[found[1]] = {row["tokens"]: (row["val_loss"], mean(r["loss"] for r in content[max(0, i - 49):i + 1]))
                                     for i, row in enumerate(content) if row.get("val_loss") is not None}
-        tokens = sorted(next(iter(curves.values())))
-        rows = [[name] + ["{:.3f} ({:.3f})".format(*curve[t]) for t in tokens]
-                for name, curve in sorted(curves.items(), key=lambda run: run[1][tokens[-1]])]
+        tokens = sorted({t for curve in curves.values() for t in curve})
+        rows = [[name] + ["{:.3f} ({:.3f})".format(*curve[t]) if t in curve else "" for t in tokens]
+                for name, curve in sorted(curves.items(), key=lambda run: run[1][min(max(c) for c in curves.values())])]
         return table(["tokens"] + [millions(t) for t in tokens], rows)
 
     def speed(self):

@@ -235,7 +235,6 @@ const std::vector<std::string>& resumable_keys() {
       "train.stop_at_step",
       "train.micro_batch_size",
       "train.recompute",
-      "train.optimizer.state_dtype",
       "train.spike",
       "train.profile",
       "train.checkpoint",

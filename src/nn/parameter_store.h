@@ -113,8 +113,8 @@ class ParameterStore {
   const Tensor& image() const { return keeps_whole_master() ? master_ : grad_; }
   // A part of the master copy.
   View master_part(const OwnPart& part) const;
-  // Copies this process's parts from a whole buffer to one of own_elements(), and back; rounds to nearest where their
-  // types differ.
+  // Copies this process's parts from a whole buffer to one of own_elements(), and back; converts where their types
+  // differ.
   void keep_own(const Tensor& whole, const Tensor& own) const;
   void spread_own(const Tensor& own, const Tensor& whole) const;
   // A window of a flat buffer of the master's layout.
