@@ -21,6 +21,12 @@ constexpr bool kCompiled = true;
 constexpr bool kCompiled = false;
 #endif
 
+#ifdef EGMLA_HOPPER
+constexpr bool kBuilt = true;  // the build has code for sm_90a
+#else
+constexpr bool kBuilt = false;
+#endif
+
 using flash::Bf16;
 
 constexpr int kGroupThreads = 128;  // a warpgroup

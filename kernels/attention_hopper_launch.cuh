@@ -16,12 +16,6 @@ namespace egmla::hopper {
 
 constexpr int64_t kCachedBytes = 24 << 20;  // of keys and values that one section of the forward grid reads again
 
-#ifdef EGMLA_HOPPER
-constexpr bool kBuilt = true;  // the build has code for sm_90a
-#else
-constexpr bool kBuilt = false;
-#endif
-
 // Calls function(flash::Widths<QK, V>{}) with the compiled widths.
 template <class F>
 void for_widths(int qk, int v, F&& function) {

@@ -61,10 +61,19 @@ void launch_chained(CudaContext& context, const char* name, dim3 grid, dim3 bloc
 namespace gpu {
 
 // What the kernels before this one wrote may be read, and what they read be written, from here on. Every thread calls
-// it; the kernel behind this one may be placed from then on. Only for kernels started by launch_chained.
+// it; the kernel behind this one may be placed from then on. Only for kernels started by launch_chained. What kernels
+// further in front wrote may be read earlier, unless the one before this one called release_next().
 __device__ __forceinline__ void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// The kernel behind this one may be placed once every block has called this. What that kernel loads before its own
+// wait_for_previous() must be written by no kernel.
+__device__ __forceinline__ void release_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

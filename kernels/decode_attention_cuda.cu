@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Args<Bf16> a) {
   const int head0 = kv_head * a.group + within, heads = min(kHeads, a.group - within);
   const int split = static_cast<int>(blockIdx.y);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const Range range = decode::split_range(a.positions[b] + 1, split, a.splits, kTile);  // moved on a step ago
   gpu::wait_for_previous();
-  const Range range = decode::split_range(a.positions[b] + 1, split, a.splits, kTile);
   if (range.first >= range.end) {
     for (int h = 0; h < heads; ++h) decode::write_nothing(a.partial(b, head0 + h, split), a.dv, kThreads);
     return;
@@ -121,12 +121,16 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Args<Bf16> a) {
                 layout.v_width, first, range.end);
     decode::commit_copies();
   };
-  load(range.first, 0);
-  for (int i = thread; i < kHeads * layout.k_width; i += kThreads) {
-    const int h = i / layout.k_width, c = i % layout.k_width;
-    q[h * q_stride + c] =
-        h < heads && c < a.dk ? a.q[b * a.q_batch + (head0 + h) * a.q_head + c] : __float2bfloat16(0.0f);
+  // q with the first tile, a warp a head at a time.
+  const Bf16* const queries = a.q + b * a.q_batch + head0 * a.q_head;
+  for (int h = warp; h < kHeads; h += kWarps) {
+    for (int c = lane * 8; c < layout.k_width; c += 32 * 8) {
+      const bool inside = h < heads && c < a.dk;
+      flash::copy_async_16(decode::shared_address(q + h * q_stride + c), inside ? queries + h * a.q_head + c : queries,
+                           inside);
+    }
   }
+  load(range.first, 0);
   float out[kColumns][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sums[2] = {0, 0};
   const uint32_t q_lane = decode::shared_address(q + (lane & 15) * q_stride + (lane >> 4) * 8);
   const uint32_t p_lane = decode::shared_address(p + (lane & 15) * p_stride + (lane >> 4) * 8);
@@ -297,25 +301,28 @@ struct CombineArgs {
   int H, dv, splits;
 };
 
+// A thread a column. Every warp weighs the splits for itself, a lane a split, so nobody waits for another warp.
 template <class T>
 __global__ void __launch_bounds__(kCombineThreads) combine_kernel(CombineArgs<T> a) {
   const int h = static_cast<int>(blockIdx.x), b = static_cast<int>(blockIdx.y);
+  const int lane = static_cast<int>(threadIdx.x) % 32, stride = a.dv + 2;
+  const int column = static_cast<int>(blockIdx.z) * kCombineThreads + static_cast<int>(threadIdx.x);
   gpu::wait_for_previous();
-  const float* const partials = a.partials + (int64_t{b} * a.H + h) * a.splits * (a.dv + 2);
-  float largest = -INFINITY, sum = 0;
-  for (int s = 0; s < a.splits; ++s) largest = fmaxf(largest, partials[s * (a.dv + 2) + a.dv]);
-  for (int s = 0; s < a.splits; ++s) {
-    const float* const part = partials + s * (a.dv + 2) + a.dv;
-    sum += __expf(part[0] - largest) * part[1];
+  const float* const partials = a.partials + (int64_t{b} * a.H + h) * a.splits * stride;
+  float largest = -INFINITY, sum = 0, total = 0;
+  for (int s = lane; s < a.splits; s += 32) largest = fmaxf(largest, partials[s * stride + a.dv]);
+  largest = gpu::warp_max(largest);
+  for (int first = 0; first < a.splits; first += 32) {
+    const float* const own = partials + (first + lane) * stride + a.dv;
+    const float weight = first + lane < a.splits ? __expf(own[0] - largest) : 0.0f;
+    sum += first + lane < a.splits ? weight * own[1] : 0.0f;
+    const float* const rows = partials + first * stride + min(column, a.dv - 1);
+    const int count = min(32, a.splits - first);
+#pragma unroll 8
+    for (int s = 0; s < count; ++s) total += __shfl_sync(0xffffffffu, weight, s) * rows[s * stride];
   }
-  for (int i = static_cast<int>(threadIdx.x); i < a.dv; i += kCombineThreads) {
-    float total = 0;
-    for (int s = 0; s < a.splits; ++s) {
-      const float* const part = partials + s * (a.dv + 2);
-      total += __expf(part[a.dv] - largest) * part[i];
-    }
-    a.out[b * a.batch_stride + h * a.head_stride + i] = T(total / sum);
-  }
+  sum = gpu::warp_sum(sum);
+  if (column < a.dv) a.out[b * a.batch_stride + h * a.head_stride + column] = T(total / sum);
 }
 
 }  // namespace
@@ -333,7 +340,7 @@ void run(CudaContext& context, const DecodeAttention& d) {
         return a.dv <= columns * 8 * kWarps &&
                Layout(a.dk, a.dv, columns * 8 * kWarps, a.shared_rows).bytes() <= kMostShared;
       };
-      if (gpu::all_aligned(d.k, d.v) && a.dk % 8 == 0 && a.dv % 8 == 0 && context.state().capability >= 90) {
+      if (gpu::all_aligned(d.q, d.k, d.v) && a.dk % 8 == 0 && a.dv % 8 == 0 && context.state().capability >= 90) {
         if (fits(2)) return run_tensor<2>(context, d, a);
         if (fits(4)) return run_tensor<4>(context, d, a);
         if (fits(8)) return run_tensor<8>(context, d, a);
@@ -358,8 +365,9 @@ void run(CudaContext& context, const DecodeCombine& k) {
                            .dv = static_cast<int>(k.out.size(2)),
                            .splits = static_cast<int>(k.partials.size(2))};
     launch_chained(context, DecodeCombine::kName,
-                   dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(k.out.size(0))), kCombineThreads, 0,
-                   combine_kernel<T>, a);
+                   dim3(static_cast<unsigned>(a.H), static_cast<unsigned>(k.out.size(0)),
+                        static_cast<unsigned>(gpu::ceil_div(a.dv, kCombineThreads))),
+                   kCombineThreads, 0, combine_kernel<T>, a);
   });
 }
 

@@ -1,8 +1,10 @@
 // FLOPs: 2 (d_c + d_e) a feature and token, 2 d_c with the folded table, whose rows are then read.
-// bf16 on Hopper runs on tensor cores (kernels/decode_gated_tile.cuh); other types and widths: a block a head and
-// split, a thread a token for scores and a thread a feature for values.
+// bf16 on Hopper runs on tensor cores, in one pass where gates are folded and weights fit
+// (kernels/decode_gated_whole.cuh), else in two (kernels/decode_gated_tile.cuh); other types and widths: a block a head
+// and split, a thread a token for scores and a thread a feature for values.
 #include "kernels/decode_attention.h"
 #include "kernels/decode_gated_tile.cuh"
+#include "kernels/decode_gated_whole.cuh"
 
 namespace egmla {
 namespace {
@@ -151,10 +153,11 @@ GateSource source_of(const GateSide& side) {
   return side.gate.defined() ? GateSource::product : GateSource::none;
 }
 
+constexpr size_t kMostShared = 226 * 1024;
+
 // Whether the tensor-core kernel takes this side: rows of 16 bytes, at most 128 features, weights that fit beside the
 // stages.
 bool takes(const GatedDecodeAttention& k, const GateSide& side) {
-  constexpr size_t kMostShared = 226 * 1024;
   const int64_t width = side.up.size(1), dr = k.q.size(2) - k.k.up.size(1);
   const int features = width <= 64 ? 64 : 128;
   const size_t shared = decode::gated_shared_bytes(features, source_of(side), static_cast<int>(k.k.up.size(2)),
@@ -171,55 +174,76 @@ void run_tensor(CudaContext& context, const GatedDecodeAttention& k, const Gated
                  decode::gated_kernel<NT, kSource, kValues>, a);
 }
 
+GatedArgs side_args(const GatedDecodeAttention& k, bool values) {
+  const PlainArgs<bf16> p = plain_args<bf16>(k);
+  const Side<bf16>& s = values ? p.v : p.k;
+  return {.partials = p.partials,
+          .scores = k.scores.as<float>(),
+          .q = p.q,
+          .cache = p.cache,
+          .embedding = p.embedding,
+          .up = s.up,
+          .gate = s.gate,
+          .table = s.table,
+          .weight = s.weight,
+          .bias = s.bias,
+          .mean = s.mean,
+          .rstd = s.rstd,
+          .ids = p.ids,
+          .positions = p.positions,
+          .q_batch = p.q_batch,
+          .q_head = p.q_head,
+          .cache_batch = p.cache_batch,
+          .cache_row = p.cache_row,
+          .embedding_row = p.embedding_row,
+          .ids_batch = p.ids_batch,
+          .up_head = s.up_head,
+          .up_row = s.up_row,
+          .gate_head = s.gate_head,
+          .gate_row = s.gate_row,
+          .table_token = s.table_token,
+          .table_head = s.table_head,
+          .weight_head = s.weight_head,
+          .stat_batch = s.stat_batch,
+          .stat_token = s.stat_token,
+          .stat_head = s.stat_head,
+          .H = p.H,
+          .splits = p.splits,
+          .capacity = static_cast<int>(k.scores.size(2)),
+          .width = s.width,
+          .value_width = p.v.width,
+          .dc = p.dc,
+          .de = p.de,
+          .dr = p.dr,
+          .scale = p.scale,
+          .offset = p.offset,
+          .activation = p.activation};
+}
+
+// Whether one pass does: both sides gated by tables, and their weights together in shared memory.
+bool whole_takes(const GatedDecodeAttention& k) {
+  const int64_t width = std::max(k.k.up.size(1), k.v.up.size(1));
+  return k.k.table.defined() && k.v.table.defined() &&
+         decode::gated_whole_shared_bytes(width <= 64 ? 64 : 128, static_cast<int>(k.k.up.size(2))) <= kMostShared;
+}
+
+template <int NT>
+void run_whole(CudaContext& context, const GatedDecodeAttention& k) {
+  const GatedArgs keys = side_args(k, false), values = side_args(k, true);
+  launch_chained(
+      context, GatedDecodeAttention::kName,
+      dim3(static_cast<unsigned>(keys.H), static_cast<unsigned>(keys.splits), static_cast<unsigned>(k.q.size(0))),
+      decode::kGatedThreads, decode::gated_whole_shared_bytes(32 * NT, keys.dc), decode::gated_whole_kernel<NT>, keys,
+      values);
+}
+
 template <bool kValues>
 void run_side(CudaContext& context, const GatedDecodeAttention& k) {
   const GateSide& side = kValues ? k.v : k.k;
-  const PlainArgs<bf16> p = plain_args<bf16>(k);
-  const Side<bf16>& s = kValues ? p.v : p.k;
-  const GatedArgs a{.partials = p.partials,
-                    .scores = k.scores.as<float>(),
-                    .q = p.q,
-                    .cache = p.cache,
-                    .embedding = p.embedding,
-                    .up = s.up,
-                    .gate = s.gate,
-                    .table = s.table,
-                    .weight = s.weight,
-                    .bias = s.bias,
-                    .mean = s.mean,
-                    .rstd = s.rstd,
-                    .ids = p.ids,
-                    .positions = p.positions,
-                    .q_batch = p.q_batch,
-                    .q_head = p.q_head,
-                    .cache_batch = p.cache_batch,
-                    .cache_row = p.cache_row,
-                    .embedding_row = p.embedding_row,
-                    .ids_batch = p.ids_batch,
-                    .up_head = s.up_head,
-                    .up_row = s.up_row,
-                    .gate_head = s.gate_head,
-                    .gate_row = s.gate_row,
-                    .table_token = s.table_token,
-                    .table_head = s.table_head,
-                    .weight_head = s.weight_head,
-                    .stat_batch = s.stat_batch,
-                    .stat_token = s.stat_token,
-                    .stat_head = s.stat_head,
-                    .H = p.H,
-                    .splits = p.splits,
-                    .capacity = static_cast<int>(k.scores.size(2)),
-                    .width = s.width,
-                    .value_width = p.v.width,
-                    .dc = p.dc,
-                    .de = p.de,
-                    .dr = p.dr,
-                    .scale = p.scale,
-                    .offset = p.offset,
-                    .activation = p.activation};
+  const GatedArgs a = side_args(k, kValues);
   const auto of_width = [&](auto source) {
     constexpr GateSource kSource = decltype(source)::value;
-    if (s.width <= 64) return run_tensor<2, kSource, kValues>(context, k, a);
+    if (a.width <= 64) return run_tensor<2, kSource, kValues>(context, k, a);
     run_tensor<4, kSource, kValues>(context, k, a);
   };
   switch (source_of(side)) {
@@ -243,28 +267,36 @@ struct StatisticsArgs {
   int heads, width;  // of a group
   float offset, eps;
   GateActivation activation;
+  bool wide;
 };
 
-// A block a group and sequence; y is computed once for the mean and once for the variance.
+// A block a group and sequence, packets of a head by threads; y is computed once for the mean and once for the
+// variance.
 template <class T>
 __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(StatisticsArgs<T> a) {
   const int group = static_cast<int>(blockIdx.x), b = static_cast<int>(blockIdx.y), features = a.heads * a.width;
+  const int in_head = (a.width + gpu::kPacket - 1) / gpu::kPacket;
   gpu::wait_for_previous();
   const T* const u = a.u + b * a.u_batch;
   const T* const g = a.table ? a.table + a.tokens[b] * a.g_batch : a.g + b * a.g_batch;
-  const auto y = [&](int i) {
-    const int h = group * a.heads + i / a.width, f = i % a.width;
-    const float gate = a.offset + gpu::to_float(g[h * a.g_head + f]);
-    return gpu::to_float(u[h * a.u_head + f]) *
-           (a.activation == GateActivation::none ? gate : decode::activated(a.activation, gate));
+  const auto each = [&](auto&& use) {
+    for (int p = static_cast<int>(threadIdx.x); p < a.heads * in_head; p += kStatisticsThreads) {
+      const int h = group * a.heads + p / in_head, f = p % in_head * gpu::kPacket,
+                count = min(gpu::kPacket, a.width - f);
+      const auto up = gpu::load(u + h * a.u_head + f, a.wide, count),
+                 gates = gpu::load(g + h * a.g_head + f, a.wide, count);
+#pragma unroll
+      for (int i = 0; i < gpu::kPacket; ++i) {
+        const float gate = a.offset + gates[i];
+        if (i < count)
+          use(up[i] * (a.activation == GateActivation::none ? gate : decode::activated(a.activation, gate)));
+      }
+    }
   };
   float sum = 0, squares = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < features; i += kStatisticsThreads) sum += y(i);
+  each([&](float y) { sum += y; });
   const float mean = gpu::block_sum(sum) / static_cast<float>(features);
-  for (int i = static_cast<int>(threadIdx.x); i < features; i += kStatisticsThreads) {
-    const float d = y(i) - mean;
-    squares += d * d;
-  }
+  each([&](float y) { squares += (y - mean) * (y - mean); });
   squares = gpu::block_sum(squares);
   if (threadIdx.x > 0) return;
   const int64_t at = b * a.stat_batch + a.positions[b] * a.stat_token + group;
@@ -282,6 +314,10 @@ void run(CudaContext& context, const GatedDecodeAttention& k) {
     using T = decltype(t);
     if constexpr (std::is_same_v<T, bf16>) {
       if (context.state().capability >= 90 && takes(k, k.k) && takes(k, k.v)) {
+        if (whole_takes(k)) {
+          const bool narrow = k.k.up.size(1) <= 64 && k.v.up.size(1) <= 64;
+          return narrow ? run_whole<2>(context, k) : run_whole<4>(context, k);
+        }
         run_side<false>(context, k);
         run_side<true>(context, k);
         return;
@@ -316,7 +352,8 @@ void run(CudaContext& context, const GateStatistics& k) {
                               .width = static_cast<int>(k.u.size(2)),
                               .offset = static_cast<float>(k.offset),
                               .eps = static_cast<float>(k.eps),
-                              .activation = k.activation};
+                              .activation = k.activation,
+                              .wide = gpu::all_aligned(k.u, g)};
     launch_chained(context, GateStatistics::kName,
                    dim3(static_cast<unsigned>(k.mean.size(2)), static_cast<unsigned>(k.u.size(0))), kStatisticsThreads,
                    0, statistics_kernel<T>, a);

@@ -33,10 +33,10 @@ struct LinearCase {
 
 TEST_F(DecodeKernelsCuda, Linear) {
   const std::vector<LinearCase> cases = {
-      {1, 16, 32, false, false, false, false, false},     {1, 1000, 1792, true, true, false, false, false},
-      {3, 40, 256, true, true, true, true, false},        {8, 4864, 1792, true, true, false, true, false},
-      {8, 1792, 4864, false, false, false, false, false}, {2, 33, 72, false, true, true, false, false},
-      {5, 300, 256, false, false, false, false, true},    {4, 64, 64, false, true, false, true, true},
+      {1, 16, 32, false, false, false, false, false},    {1, 1000, 1792, true, true, false, false, false},
+      {3, 40, 256, true, true, true, true, false},       {8, 1216, 896, true, true, false, true, false},
+      {8, 448, 4864, false, false, false, false, false}, {2, 33, 72, false, true, true, false, false},
+      {5, 300, 256, false, false, false, false, true},   {4, 64, 64, false, true, false, true, true},
       {7, 13, 1023, true, true, false, false, false}};
   for (const LinearCase& c : cases) {
     for_layouts([&](DType dtype, int pad, int shift) {
@@ -56,6 +56,50 @@ TEST_F(DecodeKernelsCuda, Linear) {
                             .weight = side.in("weight", {c.swiglu ? 2 * c.N : c.N, c.K}, {.pad = pad, .scale = 0.1}),
                             .swiglu = c.swiglu});
       });
+    });
+  }
+}
+
+// A layer's products behind attention and the next layer's first one: each reads what those before it wrote.
+struct ChainCase {
+  int64_t M, D, F, N;
+  bool bias;
+};
+
+TEST_F(DecodeKernelsCuda, LinearsRunInTheirOrder) {
+  const std::vector<ChainCase> cases = {{1, 384, 1200, 1160, false}, {1, 64, 8192, 50, true},
+                                        {1, 64, 257, 72, false},     {1, 64, 72, 40, true},
+                                        {1, 2304, 40, 96, false},    {3, 128, 256, 384, false}};
+  for (const ChainCase& c : cases) {
+    for_layouts([&](DType dtype, int pad, int shift) {
+      SCOPED_TRACE(fmt::format("M {} D {} F {} N {}", c.M, c.D, c.F, c.N));
+      const Tensor turn = Tensor::zeros(cuda(), {1}, DType::i32);
+      for (int time = 0; time < 2; ++time) {
+        compare_sides(cuda(), dtype, [&](Side& side) {
+          const Spec spec{.pad = pad, .shift = shift}, weight{.pad = pad, .scale = 0.05};
+          const View out = side.out("out", {c.M, c.D}, spec), hidden = side.out("hidden", {c.M, c.F}, spec),
+                     down = side.out("down", {c.M, c.D}, spec), sum = side.out("sum", {c.M, c.D}, spec);
+          DecodeLinears chain{.turn = turn.view()};
+          chain.parts.push_back(
+              {.out = out, .x = side.in("mixed", {c.M, c.D}, spec), .weight = side.in("w1", {c.D, c.D}, weight)});
+          chain.parts.push_back({.out = hidden,
+                                 .sum = sum,
+                                 .x = side.in("x", {c.M, c.D}, spec),
+                                 .delta = out,
+                                 .norm_weight = side.in("n1", {c.D}),
+                                 .norm_bias = c.bias ? side.in("b1", {c.D}) : View{},
+                                 .weight = side.in("w2", {2 * c.F, c.D}, weight),
+                                 .swiglu = true});
+          chain.parts.push_back({.out = down, .x = hidden, .weight = side.in("w3", {c.D, c.F}, weight)});
+          chain.parts.push_back({.out = side.out("next", {c.M, c.N}, spec),
+                                 .sum = side.out("next_sum", {c.M, c.D}, spec),
+                                 .x = sum,
+                                 .delta = down,
+                                 .norm_weight = side.in("n2", {c.D}),
+                                 .weight = side.in("w4", {c.N, c.D}, weight)});
+          launch(side.context(), chain);
+        });
+      }
     });
   }
 }
@@ -338,21 +382,20 @@ TEST_P(DecodingCuda, Bf16FollowsTheFullForwardPass) {
 
 TEST_P(DecodingCuda, RepeatsBitForBit) {
   auto model = build(GetParam().model, cuda(), DType::bf16);
-  const auto run = [&] {
-    BatchDecoder decoder(*model, 2, 40);
-    decoder.prefill(0, random_ids(5, 61, 1));
-    decoder.prefill(1, random_ids(17, 61, 2));
+  const auto run = [&](int64_t sequences) {
+    BatchDecoder decoder(*model, sequences, 40);
+    for (int64_t b = 0; b < sequences; ++b) decoder.prefill(b, random_ids(5 + 12 * b, 61, static_cast<uint64_t>(b)));
     std::vector<float> all;
     for (int step = 0; step < 10; ++step) {
       decoder.step();
-      for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t b = 0; b < sequences; ++b) {
         const std::vector<float> logits = decoder.logits(b);
         all.insert(all.end(), logits.begin(), logits.end());
       }
     }
     return all;
   };
-  EXPECT_EQ(run(), run());
+  for (const int64_t sequences : {1, 2}) EXPECT_EQ(run(sequences), run(sequences));
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, DecodingCuda, testing::ValuesIn(all_variants()), name_of_variant);

@@ -33,16 +33,23 @@ bool launch_one_of(Context& context, const std::any& kernel) {
 
 void launch_again(Context& context, const LaunchRecord& record) {
   const bool found =
-      launch_one_of<DecodeLinear, DecodeAttention, DecodeCombine, DecodeAppend, HeadLinear, GatedDecodeAttention,
-                    GateStatistics, GateForward, RecordToken, GreedyStep, Matmul, SwigluForward, GeluForward,
-                    RmsNormForward, LayerNormForward, EmbeddingForward>(context, record.kernel);
+      launch_one_of<DecodeLinear, DecodeLinears, DecodeAttention, DecodeCombine, DecodeAppend, HeadLinear,
+                    GatedDecodeAttention, GateStatistics, GateForward, RecordToken, GreedyStep, Matmul, SwigluForward,
+                    GeluForward, RmsNormForward, LayerNormForward, EmbeddingForward>(context, record.kernel);
   check(found, "decode profile: a step launched {}, which is not in the list of kernels it knows", record.label);
 }
 
 // FLOPs of a call; `attention`: of a layer's attention over the whole batch.
 double flops_of(const LaunchRecord& record, double attention) {
-  if (const auto* k = std::any_cast<DecodeLinear>(&record.kernel))
-    return 2.0 * static_cast<double>(k->out.size(0) * k->weight.elements());
+  const auto of_linear = [](const DecodeLinear& k) {
+    return 2.0 * static_cast<double>(k.out.size(0) * k.weight.elements());
+  };
+  if (const auto* k = std::any_cast<DecodeLinear>(&record.kernel)) return of_linear(*k);
+  if (const auto* k = std::any_cast<DecodeLinears>(&record.kernel)) {
+    double sum = 0;
+    for (const DecodeLinear& part : k->parts) sum += of_linear(part);
+    return sum;
+  }
   if (const auto* k = std::any_cast<HeadLinear>(&record.kernel))
     return 2.0 * static_cast<double>(k->out.size(0) * k->weight.elements());
   if (const auto* k = std::any_cast<Matmul>(&record.kernel))

@@ -27,10 +27,11 @@ class Gate {
 
   // A decoding step of position latent: the normalised latent c [B, d_c] -> out, gated.
   void step_latent(DecodeState& state, const View& c, const View& out) const;
-  // The same of position after_up: attention of q [B, H, d_n + d_r] over the layer's cache -> out [B, H, d_v].
-  // `latent` gives the new tokens' normalised c; up is W^UKV.
-  void step(DecodeState& state, size_t layer, const DecodeInput& latent, const Parameter& up, const View& q,
-            const View& out, double scale) const;
+  // The same of position after_up, in two parts: what statistics of the new tokens' norms come from, u and g, where
+  // `latent` gives their normalised c and up is W^UKV; and, once c is in the layer's cache, these statistics and
+  // attention of q [B, H, d_n + d_r] over the cache -> out [B, H, d_v].
+  void step_products(DecodeState& state, const DecodeInput& latent, const Parameter& up) const;
+  void step(DecodeState& state, size_t layer, const Parameter& up, const View& q, const View& out, double scale) const;
   // Norms whose statistics are cached, and numbers of each a token.
   int64_t norms() const;
   int64_t groups() const { return config_.norm == GateNormType::per_head ? heads_ : 1; }
@@ -53,7 +54,10 @@ class Gate {
   };
   Gated gated(bool value) const;
   GateSide side(const DecodeState& state, size_t layer, const Parameter& up, bool value) const;
-  void step_statistics(DecodeState& state, size_t layer, const DecodeInput& latent, const Parameter& up) const;
+  void step_statistics(DecodeState& state, size_t layer, const Parameter& up) const;
+  // u and g of the newest tokens, [B, features].
+  View new_up(DecodeState& state, const Parameter& up) const;
+  View new_gate(DecodeState& state) const;
   ops::GateOptions options() const;
 
   GateConfig config_;

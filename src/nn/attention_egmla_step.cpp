@@ -21,17 +21,17 @@ void Gate::step_latent(DecodeState& state, const View& c, const View& out) const
   const bool normed = norm_ != nullptr;
   const ops::GateOptions how = options();
   const auto one_head = [](const View& view) { return view.split_heads(1); };
-  launch(state.context(), GateForward{.out = one_head(out),
-                                      .mean = normed ? state.buffer("gate.mean", {B, 1}, state.statistics()) : View{},
-                                      .rstd = normed ? state.buffer("gate.rstd", {B, 1}, state.statistics()) : View{},
-                                      .u = one_head(c),
-                                      .g = one_head(g),
-                                      .weight = normed ? all_.weight->value : View{},
-                                      .bias = normed ? all_.bias->value : View{},
-                                      .offset = how.offset,
-                                      .eps = how.eps,
-                                      .activation = how.activation,
-                                      .norm = how.norm});
+  launch(state, GateForward{.out = one_head(out),
+                            .mean = normed ? state.buffer("gate.mean", {B, 1}, state.statistics()) : View{},
+                            .rstd = normed ? state.buffer("gate.rstd", {B, 1}, state.statistics()) : View{},
+                            .u = one_head(c),
+                            .g = one_head(g),
+                            .weight = normed ? all_.weight->value : View{},
+                            .bias = normed ? all_.bias->value : View{},
+                            .offset = how.offset,
+                            .eps = how.eps,
+                            .activation = how.activation,
+                            .norm = how.norm});
 }
 
 int64_t Gate::norms() const {
@@ -73,32 +73,40 @@ GateSide Gate::side(const DecodeState& state, size_t layer, const Parameter& up,
   return out;
 }
 
-void Gate::step_statistics(DecodeState& state, size_t layer, const DecodeInput& latent, const Parameter& up) const {
+View Gate::new_up(DecodeState& state, const Parameter& up) const {
+  return state.buffer("gate.u", {state.sequences(), up.value.size(0)});
+}
+
+View Gate::new_gate(DecodeState& state) const {
+  return state.buffer("gate.g", {state.sequences(), up_->value.size(0)});
+}
+
+void Gate::step_products(DecodeState& state, const DecodeInput& latent, const Parameter& up) const {
   if (norms() == 0) return;
-  const int64_t B = state.sequences(), features = up_->value.size(0);
-  const View tokens = state.tokens.view(), u = state.buffer("gate.u", {B, up.value.size(0)});
-  decode_project(state, "gate.u", latent, up, u);
-  View g, table;
-  if (state.tables.empty()) {
-    g = state.buffer("gate.g", {B, features});
-    decode_project(state, "gate.g", {.x = table_->value, .ids = tokens}, *up_, g);
-    g = g.split_heads(heads_);
-  } else {
-    table = state.tables[layer].view().split_heads(heads_);
-  }
+  decode_project(state, "gate.u", latent, up, new_up(state, up));
+  if (state.tables.empty())
+    decode_project(state, "gate.g", {.x = table_->value, .ids = state.tokens.view()}, *up_, new_gate(state));
+}
+
+void Gate::step_statistics(DecodeState& state, size_t layer, const Parameter& up) const {
+  if (norms() == 0) return;
+  const View tokens = state.tokens.view(), u = new_up(state, up);
+  const bool folded = !state.tables.empty();
+  const View g = folded ? View{} : new_gate(state).split_heads(heads_);
+  const View table = folded ? state.tables[layer].view().split_heads(heads_) : View{};
   const LayerCache& cache = state.layers[layer];
   const ops::GateOptions how = options();
   const auto launch_norm = [&](size_t norm, int64_t u_begin, int64_t g_begin, int64_t width) {
-    launch(state.context(), GateStatistics{.mean = cache.mean[norm].view(),
-                                           .rstd = cache.rstd[norm].view(),
-                                           .u = u.split_heads(heads_).columns(u_begin, width),
-                                           .g = g.defined() ? g.columns(g_begin, width) : View{},
-                                           .table = table.defined() ? table.columns(g_begin, width) : View{},
-                                           .tokens = tokens,
-                                           .positions = state.positions.view(),
-                                           .offset = how.offset,
-                                           .eps = how.eps,
-                                           .activation = how.activation});
+    launch(state, GateStatistics{.mean = cache.mean[norm].view(),
+                                 .rstd = cache.rstd[norm].view(),
+                                 .u = u.split_heads(heads_).columns(u_begin, width),
+                                 .g = g.defined() ? g.columns(g_begin, width) : View{},
+                                 .table = table.defined() ? table.columns(g_begin, width) : View{},
+                                 .tokens = tokens,
+                                 .positions = state.positions.view(),
+                                 .offset = how.offset,
+                                 .eps = how.eps,
+                                 .activation = how.activation});
   };
   if (config_.targets == GateTargets::kv && norms() == 1) return launch_norm(0, 0, 0, nope_ + value_);
   for (const bool value : {false, true}) {
@@ -107,16 +115,16 @@ void Gate::step_statistics(DecodeState& state, size_t layer, const DecodeInput& 
   }
 }
 
-void Gate::step(DecodeState& state, size_t layer, const DecodeInput& latent, const Parameter& up, const View& q,
-                const View& out, double scale) const {
+void Gate::step(DecodeState& state, size_t layer, const Parameter& up, const View& q, const View& out,
+                double scale) const {
   Context& context = state.context();
-  step_statistics(state, layer, latent, up);
+  step_statistics(state, layer, up);
   // A block a head, one a multiprocessor; loading its weights costs about half a tile.
   constexpr double kOverhead = 0.5;
   const int64_t B = q.size(0), splits = decode_splits(context, B * heads_, state.capacity(), kGatedTile, kOverhead, 1);
   const View partials = state.buffer("partials", {B, heads_, splits, value_ + 2}, state.statistics());
   const ops::GateOptions how = options();
-  launch(context,
+  launch(state,
          GatedDecodeAttention{.partials = partials,
                               .scores = state.buffer("scores", {B, heads_, state.capacity()}, state.statistics()),
                               .q = q,
@@ -129,7 +137,7 @@ void Gate::step(DecodeState& state, size_t layer, const DecodeInput& latent, con
                               .scale = scale,
                               .offset = how.offset,
                               .activation = how.activation});
-  launch(context, DecodeCombine{.out = out, .partials = partials});
+  launch(state, DecodeCombine{.out = out, .partials = partials});
 }
 
 }  // namespace egmla

@@ -47,21 +47,20 @@ Var MhaAttention::forward(const Var& x, const Batch& batch, LayerCache* cache) {
 }
 
 View MhaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer) {
-  Context& context = state.context();
   const int64_t B = state.sequences(), H = heads_, G = kv_heads_, d = width_;
   const View qkv = state.buffer("qkv", {B, (H + 2 * G) * d});
   decode_project(state, "qkv", in, *qkv_, qkv);
   const View q = qkv.columns(0, H * d).split_heads(H), cache = state.layers[layer].rows.view();
-  launch(context, DecodeAppend{.cache = cache,
-                               .q_out = q,
-                               .q = q,
-                               .rows = qkv.columns(H * d, 2 * G * d),
-                               .cos = rope_.cos.view(),
-                               .sin = rope_.sin.view(),
-                               .positions = state.positions.view(),
-                               .key_begin = 0,
-                               .key_heads = G,
-                               .interleave = rope_.interleave});
+  launch(state, DecodeAppend{.cache = cache,
+                             .q_out = q,
+                             .q = q,
+                             .rows = qkv.columns(H * d, 2 * G * d),
+                             .cos = rope_.cos.view(),
+                             .sin = rope_.sin.view(),
+                             .positions = state.positions.view(),
+                             .key_begin = 0,
+                             .key_heads = G,
+                             .interleave = rope_.interleave});
   const View mixed = state.buffer("mixed", {B, H, d});
   decode_attention(state, q, cache.columns(0, G * d).split_heads(G), cache.columns(G * d, G * d).split_heads(G), mixed,
                    1.0 / std::sqrt(static_cast<double>(d)));

@@ -110,7 +110,6 @@ Tensor MlaAttention::fold_gate(Context& context) const {
 }
 
 View MlaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer) {
-  Context& context = state.context();
   const int64_t B = state.sequences(), H = heads_, dc = latent_, dr = rope_width_, dn = nope_;
   const int64_t query = query_latent_ ? query_latent_ : H * (dn + dr);
   const View down = state.buffer("down", {B, query + dc + dr}), newest = down.columns(query, dc + dr);
@@ -126,31 +125,32 @@ View MlaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer)
   const bool gated_latent = gate_ && gate_->in_latent();
   if (gated_latent) {
     const View c = state.buffer("latent", {B, dc});
-    launch(context, RmsNormForward{.out = c,
-                                   .rstd = state.buffer("rstd", {B}, state.statistics()),
-                                   .residual_out = {},
-                                   .x = latent.x,
-                                   .residual = {},
-                                   .weight = latent.norm_weight,
-                                   .eps = latent.eps});
+    launch(state, RmsNormForward{.out = c,
+                                 .rstd = state.buffer("rstd", {B}, state.statistics()),
+                                 .residual_out = {},
+                                 .x = latent.x,
+                                 .residual = {},
+                                 .weight = latent.norm_weight,
+                                 .eps = latent.eps});
     gate_->step_latent(state, c, latent.x);
   }
+  if (rebuilds()) gate_->step_products(state, latent, *kv_up_);
   const View q_latent = rebuilds() ? View{} : state.buffer("q_latent", {B, H, dc + dr});
   const View cache = state.layers[layer].rows.view(), mixed = state.buffer("mixed", {B, H, value_});
-  launch(context, DecodeAppend{.cache = cache,
-                               .q_out = rebuilds() ? q.columns(dn, dr) : q_latent.columns(dc, dr),
-                               .q = q.columns(dn, dr),
-                               .rows = newest,
-                               .norm_weight = gated_latent ? View{} : latent.norm_weight,
-                               .cos = rope_.cos.view(),
-                               .sin = rope_.sin.view(),
-                               .positions = state.positions.view(),
-                               .key_begin = dc,
-                               .key_heads = 1,
-                               .eps = kLatentNormEps,
-                               .interleave = rope_.interleave});
+  launch(state, DecodeAppend{.cache = cache,
+                             .q_out = rebuilds() ? q.columns(dn, dr) : q_latent.columns(dc, dr),
+                             .q = q.columns(dn, dr),
+                             .rows = newest,
+                             .norm_weight = gated_latent ? View{} : latent.norm_weight,
+                             .cos = rope_.cos.view(),
+                             .sin = rope_.sin.view(),
+                             .positions = state.positions.view(),
+                             .key_begin = dc,
+                             .key_heads = 1,
+                             .eps = kLatentNormEps,
+                             .interleave = rope_.interleave});
   if (rebuilds()) {
-    gate_->step(state, layer, latent, *kv_up_, q, mixed, scale());
+    gate_->step(state, layer, *kv_up_, q, mixed, scale());
   } else {
     step_absorbed(state, q, q_latent, cache, mixed);
   }
@@ -161,16 +161,15 @@ View MlaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer)
 
 void MlaAttention::step_absorbed(DecodeState& state, const View& q, const View& q_latent, const View& cache,
                                  const View& out) const {
-  Context& context = state.context();
   const int64_t B = state.sequences(), H = heads_, dc = latent_;
   const View up = make_view(kv_up_->value.data, {H, nope_ + value_, dc}, kv_up_->value.dtype);
   launch(
-      context,
+      state,
       HeadLinear{
           .out = q_latent.columns(0, dc), .x = q.columns(0, nope_), .weight = up.middle(0, nope_), .transpose = true});
   const View mixed = state.buffer("mixed_latent", {B, H, dc}), rows = cache.split_heads(1);
   decode_attention(state, q_latent, rows, rows.columns(0, dc), mixed, scale());
-  launch(context, HeadLinear{.out = out, .x = mixed, .weight = up.middle(nope_, value_)});
+  launch(state, HeadLinear{.out = out, .x = mixed, .weight = up.middle(nope_, value_)});
 }
 
 }  // namespace egmla

@@ -12,36 +12,35 @@ namespace {
 
 // The normalised rows of an input, written down.
 View prepare(DecodeState& state, const std::string& name, const DecodeInput& input) {
-  Context& context = state.context();
   const int64_t B = state.sequences(), K = input.x.size(1);
   View x = input.x;
   if (input.ids.defined()) {
     x = input.sum.defined() ? input.sum : state.buffer(name + ".rows", {B, K});
-    launch(context, EmbeddingForward{.out = x, .table = input.x, .ids = input.ids});
+    launch(state, EmbeddingForward{.out = x, .table = input.x, .ids = input.ids});
   }
   if (!input.norm_weight.defined()) return x;
   const View out = state.buffer(name + ".normed", {B, K});
   const View rstd = state.buffer("rstd", {B}, state.statistics());
   const View sum = input.delta.defined() ? input.sum : View{};
   if (!input.norm_bias.defined()) {
-    launch(context, RmsNormForward{.out = out,
-                                   .rstd = rstd,
-                                   .residual_out = sum,
-                                   .x = x,
-                                   .residual = input.delta,
-                                   .weight = input.norm_weight,
-                                   .eps = input.eps});
+    launch(state, RmsNormForward{.out = out,
+                                 .rstd = rstd,
+                                 .residual_out = sum,
+                                 .x = x,
+                                 .residual = input.delta,
+                                 .weight = input.norm_weight,
+                                 .eps = input.eps});
     return out;
   }
-  launch(context, LayerNormForward{.out = out,
-                                   .mean = state.buffer("mean", {B}, state.statistics()),
-                                   .rstd = rstd,
-                                   .residual_out = sum,
-                                   .x = x,
-                                   .residual = input.delta,
-                                   .weight = input.norm_weight,
-                                   .bias = input.norm_bias,
-                                   .eps = input.eps});
+  launch(state, LayerNormForward{.out = out,
+                                 .mean = state.buffer("mean", {B}, state.statistics()),
+                                 .rstd = rstd,
+                                 .residual_out = sum,
+                                 .x = x,
+                                 .residual = input.delta,
+                                 .weight = input.norm_weight,
+                                 .bias = input.norm_bias,
+                                 .eps = input.eps});
   return out;
 }
 
@@ -51,22 +50,22 @@ void decode_project(DecodeState& state, const std::string& name, const DecodeInp
                     const View& out, bool swiglu) {
   Context& context = state.context();
   if (context.is_cpu() || state.sequences() <= kDecodeLinearRows) {
-    launch(context, DecodeLinear{.out = out,
-                                 .sum = input.sum,
-                                 .x = input.x,
-                                 .ids = input.ids,
-                                 .delta = input.delta,
-                                 .norm_weight = input.norm_weight,
-                                 .norm_bias = input.norm_bias,
-                                 .weight = weight.value,
-                                 .eps = input.eps,
-                                 .swiglu = swiglu});
+    state.add_product({.out = out,
+                       .sum = input.sum,
+                       .x = input.x,
+                       .ids = input.ids,
+                       .delta = input.delta,
+                       .norm_weight = input.norm_weight,
+                       .norm_bias = input.norm_bias,
+                       .weight = weight.value,
+                       .eps = input.eps,
+                       .swiglu = swiglu});
     return;
   }
   const View x = prepare(state, name, input);
   const View y = swiglu ? state.buffer(name + ".gate_up", {state.sequences(), weight.value.size(0)}) : out;
-  launch(context, Matmul{.out = y, .a = x, .b = weight.value, .transpose_b = true});
-  if (swiglu) launch(context, SwigluForward{.out = out, .gate_up = y});
+  launch(state, Matmul{.out = y, .a = x, .b = weight.value, .transpose_b = true});
+  if (swiglu) launch(state, SwigluForward{.out = out, .gate_up = y});
 }
 
 void decode_attention(DecodeState& state, const View& q, const View& k, const View& v, const View& out, double scale) {
@@ -78,10 +77,9 @@ void decode_attention(DecodeState& state, const View& q, const View& k, const Vi
   const int64_t tasks = B * kv_heads * ((H / kv_heads + kHeads - 1) / kHeads);
   const int64_t splits = decode_splits(context, tasks, state.capacity(), kTile, kOverhead, kBlocks);
   const View partials = state.buffer("partials", {B, H, splits, dv + 2}, state.statistics());
-  launch(context,
-         DecodeAttention{
-             .partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale});
-  launch(context, DecodeCombine{.out = out, .partials = partials});
+  launch(state, DecodeAttention{
+                    .partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale});
+  launch(state, DecodeCombine{.out = out, .partials = partials});
 }
 
 }  // namespace egmla

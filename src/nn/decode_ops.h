@@ -21,7 +21,7 @@ struct DecodeInput {
 };
 
 // out [B, N] = input W^T, or silu(gate) * up with W [2N, K]. `name` keeps its intermediate results apart from those of
-// other products in the same step.
+// other products in the same step. Where rows are few the product waits for the next launch(state, ...).
 void decode_project(DecodeState& state, const std::string& name, const DecodeInput& input, const Parameter& weight,
                     const View& out, bool swiglu = false);
 

@@ -1,6 +1,7 @@
 #include "nn/decode_state.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace egmla {
 namespace {
@@ -22,6 +23,7 @@ DecodeState::DecodeState(Context& context, DType dtype, int64_t sequences, int64
     : context_(&context), dtype_(dtype), sequences_(sequences), capacity_(capacity) {
   tokens = Tensor::zeros(context, {sequences}, DType::i32);
   positions = Tensor::zeros(context, {sequences}, DType::i32);
+  turn_ = Tensor::zeros(context, {1}, DType::i32);
 }
 
 View DecodeState::buffer(const std::string& name, const Shape& shape, DType dtype) {
@@ -30,6 +32,17 @@ View DecodeState::buffer(const std::string& name, const Shape& shape, DType dtyp
   check(tensor.shape() == shape && tensor.dtype() == dtype, "decode: buffer {} is {} {}, asked for {} {}", name,
         name_of(tensor.dtype()), tensor.shape().text(), name_of(dtype), shape.text());
   return tensor.view();
+}
+
+void DecodeState::add_product(const DecodeLinear& product) {
+  if (products_.size() == DecodeLinears::kMost) run_products();
+  products_.push_back(product);
+}
+
+void DecodeState::run_products() {
+  const std::vector<DecodeLinear> products = std::exchange(products_, {});
+  if (products.size() == 1) return launch(*context_, products.front());
+  if (!products.empty()) launch(*context_, DecodeLinears{.parts = products, .turn = turn_.view()});
 }
 
 int64_t DecodeState::cache_bytes() const {

@@ -48,7 +48,7 @@ View FeedForward::step(const DecodeInput& in, DecodeState& state) const {
   View active = hidden;
   if (!swiglu) {
     active = state.buffer("ffn.active", {B, F});
-    launch(state.context(), GeluForward{.out = active, .x = hidden});
+    launch(state, GeluForward{.out = active, .x = hidden});
   }
   decode_project(state, "ffn.out", {.x = active}, *down_, out);
   return out;

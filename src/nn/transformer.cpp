@@ -129,7 +129,7 @@ View Transformer::decode_step(DecodeState& state) {
   size_t turn = 0;
   const auto next_sum = [&] { return sums[turn++ % 2]; };
   if (state.ids.defined())
-    launch(state.context(),
+    launch(state,
            RecordToken{.ids = state.ids.view(), .tokens = state.tokens.view(), .positions = state.positions.view()});
   const Norm& first = blocks_.empty() ? *final_norm_ : blocks_.front().attention_norm;
   DecodeInput in = first.input(embedding_->value, View{}, next_sum());
@@ -144,10 +144,10 @@ View Transformer::decode_step(DecodeState& state) {
   }
   const View logits = state.buffer("logits", {B, model_.vocab_size});
   decode_project(state, "logits", in, *head_, logits);
-  launch(state.context(), GreedyStep{.tokens = state.tokens.view(),
-                                     .positions = state.positions.view(),
-                                     .logits = logits,
-                                     .capacity = state.capacity()});
+  launch(state, GreedyStep{.tokens = state.tokens.view(),
+                           .positions = state.positions.view(),
+                           .logits = logits,
+                           .capacity = state.capacity()});
   return logits;
 }
 
