@@ -1,21 +1,24 @@
-// Attention on the CPU: one task per (batch, head), rows of queries against all keys they may see, products by
-// OpenBLAS. Scores of one row tile live in a thread's scratch; the T x T matrix never exists. Backward rebuilds the
-// tile from lse.
+// Attention on the CPU: one task per (batch, head), backward (batch, key head); tiles of queries against all keys they
+// may see. Keys (with the shared rope part below them) and, backward, values are transposed once a task, so that scores
+// are vectors of keys. Scores of one tile live in a thread's scratch; the T x T matrix never exists. Backward rebuilds
+// the tile from lse.
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/attention_hopper_space.h"
-#include "kernels/blas_cpu.h"
 #include "kernels/cpu_utils.h"
+#include "kernels/tile_product_cpu.h"
 
 namespace egmla {
 namespace {
 
 constexpr int64_t kRows = 64;  // queries in a tile
 
-using cpu::gemm;
+using cpu::kTileRows;
+using cpu::multiply_tile;
+using cpu::TileSide;
 
 // One head of one sequence of a [B, T, heads, width] view.
 template <class T>
@@ -48,59 +51,113 @@ struct Problem {
     const int64_t first = first_key(b, i0);  // starts never decrease along a sequence
     return {first, end_key(i0 + rows - 1) - first};
   }
-
-  // score[rows, count] = scale * q k^T, rope part added.
-  void scores(T* score, const Head<T>& q, const Head<T>& key, const Head<T>& rope, int64_t i0, int64_t rows,
-              KeyRange range) const {
-    const T scale = static_cast<T>(k.scale);
-    gemm(false, true, rows, range.count, dk, scale, q.row(i0), q.stride, key.row(range.first), key.stride, T(0), score,
-         range.count);
-    if (dr)
-      gemm(false, true, rows, range.count, dr, scale, q.row(i0) + dk, q.stride, rope.row(range.first), rope.stride,
-           T(1), score, range.count);
-  }
+  // One past the last key that any of the rows [i, i + rows) sees.
+  int64_t end_of(int64_t i, int64_t rows) const { return end_key(i + rows - 1); }
 };
+
+// out [width, length]: a head's rows, transposed.
+template <class T>
+void transpose(const Head<T>& head, int64_t length, int64_t width, T* out) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t t0 = 0; t0 < length; t0 += kBlock) {
+    const int64_t end = std::min(length, t0 + kBlock);
+    for (int64_t c = 0; c < width; ++c) {
+      for (int64_t t = t0; t < end; ++t) out[c * length + t] = head.row(t)[c];
+    }
+  }
+}
+
+// Calls function(r, rows) for the blocks of a tile's rows.
+template <class F>
+void for_blocks(int64_t rows, F&& function) {
+  for (int64_t r = 0; r < rows; r += kTileRows) function(r, std::min(kTileRows, rows - r));
+}
+
+// score[r, j] = alpha x_i y_j for the rows i = i0 + r of a tile and the keys range.first + j that its block of rows
+// sees; y transposed, [width, Tk].
+template <class T, class P>
+void multiply_scores(const P& p, T* score, T alpha, const Head<T>& x, const T* y, int64_t width, int64_t i0,
+                     int64_t rows, KeyRange range) {
+  for_blocks(rows, [&](int64_t r, int64_t count) {
+    multiply_tile<T>(count, p.end_of(i0 + r, count) - range.first, width, alpha, {x.row(i0 + r), x.stride, 1},
+                     y + range.first, p.Tk, score + r * range.count, range.count, false);
+  });
+}
+
+// out_i = sum over j of score[r, j] y_j.
+template <class T, class P>
+void multiply_keys(const P& p, const Head<T>& out, int64_t column, const T* score, const Head<T>& y, int64_t width,
+                   int64_t i0, int64_t rows, KeyRange range) {
+  for_blocks(rows, [&](int64_t r, int64_t count) {
+    multiply_tile<T>(count, width, p.end_of(i0 + r, count) - range.first, T(1),
+                     {score + r * range.count, range.count, 1}, y.row(range.first), y.stride, out.row(i0 + r) + column,
+                     out.stride, false);
+  });
+}
+
+// out_j += sum over the tile's rows i of score[r, j] x_i.
+template <class T, class P>
+void add_to_keys(const P& p, T* out, int64_t out_row, const T* score, const T* x, int64_t x_row, int64_t width,
+                 int64_t i0, int64_t rows, KeyRange range) {
+  for_blocks(range.count, [&](int64_t j, int64_t count) {
+    // Rows before the first that sees key range.first + j hold zeros there.
+    const int64_t from = std::clamp<int64_t>(range.first + j - p.shift - i0, 0, rows);
+    multiply_tile<T>(count, width, rows - from, T(1), {score + from * range.count + j, 1, range.count},
+                     x + from * x_row, x_row, out + (range.first + j) * out_row, out_row, true);
+  });
+}
+
+// Keys of a key head with the rope part below them, transposed: [dk + dr, Tk].
+template <class T, class P>
+void transpose_keys(const P& p, int64_t b, int64_t kv_head, T* out) {
+  transpose(Head<T>(p.k.k, b, kv_head), p.Tk, p.dk, out);
+  if (p.dr) transpose(Head<T>(p.k.k_rope, b, 0), p.Tk, p.dr, out + p.dk * p.Tk);
+}
+
+template <class T>
+void forward_head(const AttentionForward& k, const Problem<T, AttentionForward>& p, int64_t b, int64_t h, const T* keys,
+                  T* score) {
+  const Head<T> q(k.q, b, h), value(k.v, b, h / p.group), out(k.out, b, h);
+  T* const lse = k.lse.as<T>() + (b * p.H + h) * p.Tq;
+  for (int64_t i0 = 0; i0 < p.Tq; i0 += kRows) {
+    const int64_t rows = std::min(kRows, p.Tq - i0);
+    const KeyRange range = p.keys(b, i0, rows);
+    multiply_scores(p, score, static_cast<T>(k.scale), q, keys, p.dk + p.dr, i0, rows, range);
+    for (int64_t r = 0; r < rows; ++r) {
+      T* s = score + r * range.count;
+      const int64_t begin = p.first_key(b, i0 + r) - range.first, end = p.end_key(i0 + r) - range.first;
+      T largest = s[begin];
+#pragma omp simd reduction(max : largest)
+      for (int64_t j = begin; j < end; ++j) largest = s[j] > largest ? s[j] : largest;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = begin; j < end; ++j) {
+        s[j] = cpu::exp_of(s[j] - largest);
+        sum += s[j];
+      }
+      lse[i0 + r] = largest + std::log(sum);
+      const T inverse = T(1) / sum;
+#pragma omp simd
+      for (int64_t j = begin; j < end; ++j) s[j] *= inverse;
+      std::fill(s, s + begin, T(0));
+      std::fill(s + end, s + range.count, T(0));
+    }
+    multiply_keys(p, out, 0, score, value, p.dv, i0, rows, range);
+  }
+}
 
 template <class T>
 void forward(const AttentionForward& k) {
   const Problem<T, AttentionForward> p{k};
-  const int64_t tiles = (p.Tq + kRows - 1) / kRows, tasks = k.q.size(0) * p.H;
+  const int64_t tasks = k.q.size(0) * p.H;
 #pragma omp parallel if (tasks * p.Tq * p.Tk > 4096)
   {
-    std::vector<T> scratch(static_cast<size_t>(kRows * p.Tk));
+    std::vector<T> score(static_cast<size_t>(kRows * p.Tk)), keys(static_cast<size_t>((p.dk + p.dr) * p.Tk));
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t b = task / p.H, h = task % p.H;
-      const Head<T> q(k.q, b, h), key(k.k, b, h / p.group), value(k.v, b, h / p.group), out(k.out, b, h);
-      const Head<T> rope = p.dr ? Head<T>(k.k_rope, b, 0) : Head<T>();
-      T* lse = k.lse.as<T>() + task * p.Tq;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t i0 = tile * kRows, rows = std::min(kRows, p.Tq - i0);
-        const KeyRange range = p.keys(b, i0, rows);
-        T* score = scratch.data();
-        p.scores(score, q, key, rope, i0, rows, range);
-        for (int64_t r = 0; r < rows; ++r) {
-          T* s = score + r * range.count;
-          const int64_t begin = p.first_key(b, i0 + r) - range.first, end = p.end_key(i0 + r) - range.first;
-          T largest = s[begin];
-#pragma omp simd reduction(max : largest)
-          for (int64_t j = begin; j < end; ++j) largest = s[j] > largest ? s[j] : largest;
-          T sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t j = begin; j < end; ++j) {
-            s[j] = cpu::exp_of(s[j] - largest);
-            sum += s[j];
-          }
-          lse[i0 + r] = largest + std::log(sum);
-          const T inverse = T(1) / sum;
-#pragma omp simd
-          for (int64_t j = begin; j < end; ++j) s[j] *= inverse;
-          std::fill(s, s + begin, T(0));
-          std::fill(s + end, s + range.count, T(0));
-        }
-        gemm(false, false, rows, p.dv, range.count, T(1), score, range.count, value.row(range.first), value.stride,
-             T(0), out.row(i0), out.stride);
-      }
+      transpose_keys(p, b, h / p.group, keys.data());
+      forward_head<T>(k, p, b, h, keys.data(), score.data());
     }
   }
 }
@@ -108,9 +165,8 @@ void forward(const AttentionForward& k) {
 // Gradients of one query head; key and value gradients are overwritten when `first` (of its group), added to otherwise.
 template <class T>
 void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackward>& p, int64_t b, int64_t h, bool first,
-                   T* score, T* dscore) {
-  const Head<T> q(k.q, b, h), key(k.k, b, h / p.group), value(k.v, b, h / p.group), out(k.out, b, h),
-      dout(k.out_grad, b, h);
+                   const T* keys, const T* values, T* score, T* dscore) {
+  const Head<T> q(k.q, b, h), key(k.k, b, h / p.group), out(k.out, b, h), dout(k.out_grad, b, h);
   const Head<T> dq(k.q_grad, b, h), dkey(k.k_grad, b, h / p.group), dvalue(k.v_grad, b, h / p.group);
   const Head<T> rope = p.dr ? Head<T>(k.k_rope, b, 0) : Head<T>();
   const int64_t row0 = (b * p.H + h) * p.Tq;
@@ -127,9 +183,8 @@ void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackwar
   for (int64_t i0 = 0; i0 < p.Tq; i0 += kRows) {
     const int64_t rows = std::min(kRows, p.Tq - i0);
     const KeyRange range = p.keys(b, i0, rows);
-    p.scores(score, q, key, rope, i0, rows, range);
-    gemm(false, true, rows, range.count, p.dv, T(1), dout.row(i0), dout.stride, value.row(range.first), value.stride,
-         T(0), dscore, range.count);
+    multiply_scores(p, score, static_cast<T>(k.scale), q, keys, p.dk + p.dr, i0, rows, range);
+    multiply_scores(p, dscore, T(1), dout, values, p.dv, i0, rows, range);
     for (int64_t r = 0; r < rows; ++r) {
       T* s = score + r * range.count;
       T* ds = dscore + r * range.count;
@@ -148,17 +203,12 @@ void backward_head(const AttentionBackward& k, const Problem<T, AttentionBackwar
       std::fill(ds, ds + begin, T(0));
       std::fill(ds + end, ds + range.count, T(0));
     }
-    gemm(true, false, range.count, p.dv, rows, T(1), score, range.count, dout.row(i0), dout.stride, T(1),
-         dvalue.row(range.first), dvalue.stride);
-    gemm(true, false, range.count, p.dk, rows, T(1), dscore, range.count, q.row(i0), q.stride, T(1),
-         dkey.row(range.first), dkey.stride);
-    gemm(false, false, rows, p.dk, range.count, T(1), dscore, range.count, key.row(range.first), key.stride, T(0),
-         dq.row(i0), dq.stride);
+    add_to_keys(p, dvalue.data, dvalue.stride, score, dout.row(i0), dout.stride, p.dv, i0, rows, range);
+    add_to_keys(p, dkey.data, dkey.stride, dscore, q.row(i0), q.stride, p.dk, i0, rows, range);
+    multiply_keys(p, dq, 0, dscore, key, p.dk, i0, rows, range);
     if (!p.dr) continue;
-    gemm(true, false, range.count, p.dr, rows, T(1), dscore, range.count, q.row(i0) + p.dk, q.stride, T(1),
-         drope + range.first * p.dr, p.dr);
-    gemm(false, false, rows, p.dr, range.count, T(1), dscore, range.count, rope.row(range.first), rope.stride, T(0),
-         dq.row(i0) + p.dk, dq.stride);
+    add_to_keys(p, drope, p.dr, dscore, q.row(i0) + p.dk, q.stride, p.dr, i0, rows, range);
+    multiply_keys(p, dq, p.dk, dscore, rope, p.dr, i0, rows, range);
   }
 }
 
@@ -169,11 +219,14 @@ void backward(const AttentionBackward& k) {
 #pragma omp parallel if (B * p.H * p.Tq * p.Tk > 4096)
   {
     std::vector<T> score(static_cast<size_t>(kRows * p.Tk)), dscore(score.size());
+    std::vector<T> keys(static_cast<size_t>((p.dk + p.dr) * p.Tk)), values(static_cast<size_t>(p.dv * p.Tk));
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < B * kv_heads; ++task) {
       const int64_t b = task / kv_heads, first = task % kv_heads * p.group;
+      transpose_keys(p, b, first / p.group, keys.data());
+      transpose(Head<T>(k.v, b, first / p.group), p.Tk, p.dv, values.data());
       for (int64_t h = first; h < first + p.group; ++h)
-        backward_head<T>(k, p, b, h, h == first, score.data(), dscore.data());
+        backward_head<T>(k, p, b, h, h == first, keys.data(), values.data(), score.data(), dscore.data());
     }
   }
   if (!p.dr) return;
@@ -193,12 +246,10 @@ void backward(const AttentionBackward& k) {
 }  // namespace
 
 void run(CpuContext&, const AttentionForward& k) {
-  cpu::keep_blas_single_threaded();
   cpu::for_float(k.q.dtype, AttentionForward::kName, [&](auto t) { forward<decltype(t)>(k); });
 }
 
 void run(CpuContext&, const AttentionBackward& k) {
-  cpu::keep_blas_single_threaded();
   cpu::for_float(k.q.dtype, AttentionBackward::kName, [&](auto t) { backward<decltype(t)>(k); });
 }
 
