@@ -207,6 +207,39 @@ __device__ __forceinline__ void for_products(const float (&u)[4][NT][4], const f
   }
 }
 
+// query = q weight of each feature of head h; returns what this thread adds to (sum of q weight, sum of q bias), which
+// the norm's mean and bias bring into every score.
+__device__ __forceinline__ float2 weigh_query(const GatedArgs& a, const Bf16* q, int h, float* query) {
+  const int f = static_cast<int>(threadIdx.x);
+  float2 own{0, 0};
+  if (f >= kTokens) return own;
+  float x = f < a.width ? gpu::to_float(q[f]) : 0.0f;
+  if (a.mean && f < a.width) {
+    own.y = x * gpu::to_float(a.bias[h * a.weight_head + f]);
+    x *= gpu::to_float(a.weight[h * a.weight_head + f]);
+    own.x = x;
+  }
+  query[f] = x;
+  return own;
+}
+
+// q^R . k^R of a tile whose rope keys stand in a stage: two threads a token.
+__device__ __forceinline__ void multiply_rope(const GatedArgs& a, const Bf16* q, const Bf16* tokens, float* products) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const Bf16* const k = tokens + thread / 2 * kStageStride + thread % 2 * (kGatedChunk / 2);
+  float x = 0;
+#pragma unroll
+  for (int c = 0; c < kGatedChunk / 2; c += gpu::kPacket) {
+    const int column = thread % 2 * (kGatedChunk / 2) + c;
+    const auto key = gpu::load(k + c, true, gpu::kPacket);
+    if (column >= a.dr) continue;
+#pragma unroll
+    for (int i = 0; i < gpu::kPacket; ++i) x += key[i] * gpu::to_float(q[a.width + column + i]);
+  }
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  if (thread % 2 == 0) products[thread / 2] = x;
+}
+
 // NT: tiles of eight features a warp owns; a head has up to 32 NT.
 template <int NT, GateSource kSource, bool kValues>
 __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(GatedArgs a) {
@@ -244,18 +277,9 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(GatedArgs a) {
   const Bf16* const q = a.q + b * a.q_batch + h * a.q_head;
   float query_mean = 0, query_bias = 0;
   if constexpr (!kValues) {
-    float of_mean = 0, of_bias = 0;
-    if (thread < kTokens) {
-      float x = thread < a.width ? gpu::to_float(q[thread]) : 0.0f;
-      if (means && thread < a.width) {
-        of_bias = x * gpu::to_float(a.bias[h * a.weight_head + thread]);
-        x *= gpu::to_float(a.weight[h * a.weight_head + thread]);
-        of_mean = x;
-      }
-      query[thread] = x;
-    }
-    query_mean = gpu::block_sum(of_mean);
-    query_bias = gpu::block_sum(of_bias);
+    const float2 own = weigh_query(a, q, h, query);
+    query_mean = gpu::block_sum(own.x);
+    query_bias = gpu::block_sum(own.y);
   }
   const float largest_score = kValues ? partial[a.value_width] : 0.0f;
 
@@ -321,19 +345,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(GatedArgs a) {
       } else if (kProduct && chunk < chunks.latent + chunks.embedded) {
         multiply_chunk<NT>(g, token_lane, gate_lane + 2 * (chunk - chunks.latent) * kGatedChunk, e_stride);
       } else if constexpr (!kValues) {
-        // q^R . k^R: two threads a token.
-        const Bf16* const k = tokens + thread / 2 * kStageStride + thread % 2 * (kGatedChunk / 2);
-        float x = 0;
-#pragma unroll
-        for (int c = 0; c < kGatedChunk / 2; c += gpu::kPacket) {
-          const int column = thread % 2 * (kGatedChunk / 2) + c;
-          const auto key = gpu::load(k + c, true, gpu::kPacket);
-          if (column >= a.dr) continue;
-#pragma unroll
-          for (int i = 0; i < gpu::kPacket; ++i) x += key[i] * gpu::to_float(q[a.width + column + i]);
-        }
-        x += __shfl_xor_sync(0xffffffffu, x, 1);
-        if (thread % 2 == 0) shared[4 * kTokens + thread / 2] = x;
+        multiply_rope(a, q, tokens, shared + 4 * kTokens);
       }
     }
     const auto each = [&](auto&& use) {

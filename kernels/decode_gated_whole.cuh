@@ -73,17 +73,8 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_whole_kernel(GatedArgs
   for (int i = 0; i < kGatedStages - 1; ++i) loader.next();
 
   const Bf16* const q = k.q + b * k.q_batch + h * k.q_head;
-  float of_mean = 0, of_bias = 0;
-  if (thread < kTokens) {
-    float x = thread < k.width ? gpu::to_float(q[thread]) : 0.0f;
-    if (k.mean && thread < k.width) {
-      of_bias = x * gpu::to_float(k.bias[h * k.weight_head + thread]);
-      x *= gpu::to_float(k.weight[h * k.weight_head + thread]);
-      of_mean = x;
-    }
-    query[thread] = x;
-  }
-  const float query_mean = gpu::block_sum(of_mean), query_bias = gpu::block_sum(of_bias);
+  const float2 own_query = weigh_query(k, q, h, query);
+  const float query_mean = gpu::block_sum(own_query.x), query_bias = gpu::block_sum(own_query.y);
 
   int32_t ids[4][2];
   const auto load_ids = [&](int first) {
@@ -138,21 +129,9 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_whole_kernel(GatedArgs
         multiply_chunk_twice<NT>(u_k, u_v,
                                  shared_address(tokens + (rows + (lane & 15)) * kStageStride + (lane >> 4) * 8),
                                  k_lane + 2 * chunk * kGatedChunk, v_lane + 2 * chunk * kGatedChunk, stride);
-        continue;
+      } else {
+        multiply_rope(k, q, tokens, shared + 4 * kTokens);
       }
-      // q^R . k^R: two threads a token.
-      const Bf16* const row = tokens + thread / 2 * kStageStride + thread % 2 * (kGatedChunk / 2);
-      float x = 0;
-#pragma unroll
-      for (int c = 0; c < kGatedChunk / 2; c += gpu::kPacket) {
-        const int column = thread % 2 * (kGatedChunk / 2) + c;
-        const auto key = gpu::load(row + c, true, gpu::kPacket);
-        if (column >= k.dr) continue;
-#pragma unroll
-        for (int i = 0; i < gpu::kPacket; ++i) x += key[i] * gpu::to_float(q[k.width + column + i]);
-      }
-      x += __shfl_xor_sync(0xffffffffu, x, 1);
-      if (thread % 2 == 0) shared[4 * kTokens + thread / 2] = x;
     }
     // Scores, each from the parts of four warps.
     float of_query[2 * NT], score[4][2] = {};
