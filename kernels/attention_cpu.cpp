@@ -18,7 +18,6 @@ constexpr int64_t kRows = 64;  // queries in a tile
 
 using cpu::kTileRows;
 using cpu::multiply_tile;
-using cpu::TileSide;
 
 // One head of one sequence of a [B, T, heads, width] view.
 template <class T>

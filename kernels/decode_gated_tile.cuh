@@ -207,6 +207,59 @@ __device__ __forceinline__ void for_products(const float (&u)[4][NT][4], const f
   }
 }
 
+// Ids of this lane's eight tokens of the warp's 64 from `first` on.
+__device__ __forceinline__ void load_lane_ids(int32_t (&ids)[4][2], const GatedArgs& a, int b, int first, int end) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      ids[m][half] = a.ids[b * a.ids_batch + min(first + 16 * m + 8 * half + lane / 4, end - 1)];
+  }
+}
+
+// for_products with the gate that the arguments name.
+template <GateSource kSource, int NT, class Use>
+__device__ __forceinline__ void for_gated_products(const GatedArgs& a, const float (&u)[4][NT][4],
+                                                   const float (&g)[4][NT][4], const uint32_t (&packed)[4][2][NT],
+                                                   Use&& use) {
+  if (a.activation == GateActivation::none) {
+    for_products<kSource, NT>(
+        u, g, packed, [&](float x) { return a.offset + x; }, use);
+  } else {
+    for_products<kSource, NT>(
+        u, g, packed, [&](float x) { return activated(a.activation, a.offset + x); }, use);
+  }
+}
+
+// Adds up the lanes' weighted sums of values and writes a split's share but for its largest score. collected: [2][128].
+template <int NT>
+__device__ __forceinline__ void finish_split(const GatedArgs& a, float* partial, const float (&sums)[NT][2],
+                                             float total, float total_mean, float* collected, int h, int feature) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  total = gpu::block_sum(total);
+  total_mean = gpu::block_sum(total_mean);
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float x = sums[n][i];
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+      if (lane < 4) collected[warp / 4 * kTokens + feature + 2 * n + i] = x;
+    }
+  }
+  __syncthreads();
+  if (thread < a.width) {
+    float x = collected[thread] + collected[kTokens + thread];
+    if (a.mean)
+      x = gpu::to_float(a.weight[h * a.weight_head + thread]) * (x - total_mean) +
+          gpu::to_float(a.bias[h * a.weight_head + thread]) * total;
+    partial[thread] = x;
+  }
+  if (thread == 0) partial[a.value_width + 1] = total;
+}
+
 // query = q weight of each feature of head h; returns what this thread adds to (sum of q weight, sum of q bias), which
 // the norm's mean and bias bring into every score.
 __device__ __forceinline__ float2 weigh_query(const GatedArgs& a, const Bf16* q, int h, float* query) {
@@ -286,14 +339,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(GatedArgs a) {
   float sums[NT][2] = {};
   uint32_t packed[4][2][NT] = {};
   int32_t ids[4][2] = {};
-  const auto load_ids = [&](int first) {
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        ids[m][half] = a.ids[b * a.ids_batch + min(first + rows + 16 * m + 8 * half + lane / 4, range.end - 1)];
-    }
-  };
+  const auto load_ids = [&](int first) { load_lane_ids(ids, a, b, first + rows, range.end); };
   if constexpr (kSource == GateSource::table) load_ids(range.first);
   float token_score = 0, token_mean = 0, token_rstd = 1;  // of token `thread` of the next tile (values), this (scores)
   const auto load_token = [&](int first) {
@@ -348,15 +394,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(GatedArgs a) {
         multiply_rope(a, q, tokens, shared + 4 * kTokens);
       }
     }
-    const auto each = [&](auto&& use) {
-      if (a.activation == GateActivation::none) {
-        for_products<kSource, NT>(
-            u, g, packed, [&](float x) { return a.offset + x; }, use);
-      } else {
-        for_products<kSource, NT>(
-            u, g, packed, [&](float x) { return activated(a.activation, a.offset + x); }, use);
-      }
-    };
+    const auto each = [&](auto&& use) { for_gated_products<kSource, NT>(a, u, g, packed, use); };
     if constexpr (kValues) {
       __syncthreads();
       float weight[4][2];
@@ -397,28 +435,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(GatedArgs a) {
     if (thread == 0) partial[a.value_width] = best;
     return;
   }
-  total = gpu::block_sum(total);
-  total_mean = gpu::block_sum(total_mean);
-  float* const collected = shared + 2 * kTokens;  // [2][128]
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float x = sums[n][i];
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-      if (lane < 4) collected[warp / 4 * kTokens + feature + 2 * n + i] = x;
-    }
-  }
-  __syncthreads();
-  if (thread < a.width) {
-    float x = collected[thread] + collected[kTokens + thread];
-    if (means)
-      x = gpu::to_float(a.weight[h * a.weight_head + thread]) * (x - total_mean) +
-          gpu::to_float(a.bias[h * a.weight_head + thread]) * total;
-    partial[thread] = x;
-  }
-  if (thread == 0) partial[a.value_width + 1] = total;
+  finish_split<NT>(a, partial, sums, total, total_mean, shared + 2 * kTokens, h, feature);
 }
 
 }  // namespace egmla::decode

@@ -77,14 +77,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_whole_kernel(GatedArgs
   const float query_mean = gpu::block_sum(own_query.x), query_bias = gpu::block_sum(own_query.y);
 
   int32_t ids[4][2];
-  const auto load_ids = [&](int first) {
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        ids[m][half] = k.ids[b * k.ids_batch + min(first + rows + 16 * m + 8 * half + lane / 4, range.end - 1)];
-    }
-  };
+  const auto load_ids = [&](int first) { load_lane_ids(ids, k, b, first + rows, range.end); };
   load_ids(range.first);
   // Mean and 1 / deviation of this thread's token.
   const auto statistics = [&](const GatedArgs& side, int token, float& mean, float& rstd) {
@@ -94,15 +87,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_whole_kernel(GatedArgs
     rstd = side.rstd[at];
   };
   const auto each = [&](const GatedArgs& side, const float(&u)[4][NT][4], const uint32_t(&packed)[4][2][NT],
-                        auto&& use) {
-    if (side.activation == GateActivation::none) {
-      for_products<GateSource::table, NT>(
-          u, u, packed, [&](float x) { return side.offset + x; }, use);
-    } else {
-      for_products<GateSource::table, NT>(
-          u, u, packed, [&](float x) { return activated(side.activation, side.offset + x); }, use);
-    }
-  };
+                        auto&& use) { for_gated_products<GateSource::table, NT>(side, u, u, packed, use); };
   float sums[NT][2] = {}, total = 0, total_mean = 0, best = -INFINITY;
   const int lane_row = 8 * NT * group + (lane & 7) + ((lane >> 4) << 3), lane_column = ((lane >> 3) & 1) * 8;
   const uint32_t k_lane = shared_address(up_k + lane_row * stride + lane_column);
@@ -188,30 +173,8 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_whole_kernel(GatedArgs
     }
     each(v, u_v, packed, [&](int m, int half, int n, int i, float y) { sums[n][i] += weight[m][half] * y; });
   }
-  total = gpu::block_sum(total);
-  total_mean = gpu::block_sum(total_mean);
-  float* const collected = shared;  // [2][128]
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float x = sums[n][i];
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-      if (lane < 4) collected[warp / 4 * kTokens + feature + 2 * n + i] = x;
-    }
-  }
-  __syncthreads();
-  if (thread < v.width) {
-    float x = collected[thread] + collected[kTokens + thread];
-    if (v.mean)
-      x = gpu::to_float(v.weight[h * v.weight_head + thread]) * (x - total_mean) +
-          gpu::to_float(v.bias[h * v.weight_head + thread]) * total;
-    partial[thread] = x;
-  }
-  if (thread > 0) return;
-  partial[v.width] = best;
-  partial[v.width + 1] = total;
+  finish_split<NT>(v, partial, sums, total, total_mean, shared, h, feature);
+  if (thread == 0) partial[v.width] = best;
 }
 
 }  // namespace egmla::decode

@@ -196,20 +196,14 @@ __device__ __forceinline__ void stage_input(const Part& part, const NormWeights&
   hopper::sync_named(kMeeting, kThreads);
 }
 
-__device__ __forceinline__ Packet<bf16> load_shared_packet(const bf16* source) {
-  const uint4 words = *reinterpret_cast<const uint4*>(source);
-  Packet<bf16> out;
-  memcpy(&out, &words, sizeof(out));
-  return out;
-}
-
 // One slot: x times a piece of two rows; lanes 0 and 16 hold the rows' sums.
 __device__ __forceinline__ float multiply_slot(const bf16* rows, const bf16* x, int columns, bool pair, int lane) {
   float sums[kSlotRows] = {};
   const bf16* const second = rows + (pair ? columns : 0);
 #pragma unroll 4
   for (int c = lane * kPacket; c < columns; c += 32 * kPacket) {
-    const auto v = load_shared_packet(x + c), w0 = load_shared_packet(rows + c), w1 = load_shared_packet(second + c);
+    const auto v = gpu::load(x + c, true, kPacket), w0 = gpu::load(rows + c, true, kPacket),
+               w1 = gpu::load(second + c, true, kPacket);
 #pragma unroll
     for (int e = 0; e < kPacket; ++e) {
       sums[0] += w0[e] * v[e];
