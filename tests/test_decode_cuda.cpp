@@ -91,12 +91,17 @@ TEST_F(DecodeKernelsCuda, LinearsRunInTheirOrder) {
                                  .weight = side.in("w2", {2 * c.F, c.D}, weight),
                                  .swiglu = true});
           chain.parts.push_back({.out = down, .x = hidden, .weight = side.in("w3", {c.D, c.F}, weight)});
-          chain.parts.push_back({.out = side.out("next", {c.M, c.N}, spec),
+          const View next = side.out("next", {c.M, c.N}, spec);
+          chain.parts.push_back({.out = next,
                                  .sum = side.out("next_sum", {c.M, c.D}, spec),
                                  .x = sum,
                                  .delta = down,
                                  .norm_weight = side.in("n2", {c.D}),
                                  .weight = side.in("w4", {c.N, c.D}, weight)});
+          chain.parts.push_back({.out = side.out("latent", {c.M, 200}, spec),
+                                 .x = next.columns(8, 24),
+                                 .norm_weight = side.in("n3", {24}),
+                                 .weight = side.in("w5", {200, 24}, weight)});
           launch(side.context(), chain);
         });
       }
