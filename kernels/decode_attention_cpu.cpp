@@ -109,4 +109,8 @@ int64_t decode_splits(Context& context, int64_t tasks, int64_t capacity, int64_t
   return best;
 }
 
+int64_t decode_splits_of_one(Context& context, int64_t heads) {
+  return std::max<int64_t>(1, context.visit([](auto& backend) { return units_of(backend); }) / heads);
+}
+
 }  // namespace egmla

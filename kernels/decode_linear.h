@@ -4,7 +4,6 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "kernels/launch.h"
 
@@ -51,42 +50,6 @@ inline std::string label_of(const DecodeLinear& k) {
 }
 
 EGMLA_DECLARE_KERNEL(DecodeLinear);
-
-// Products in their order, each of which may read what those before it wrote. For one row on Hopper a single kernel
-// runs them all and loads weights ahead across their borders; elsewhere they run one by one.
-struct DecodeLinears {
-  static constexpr const char* kName = "decode_linears";
-  static constexpr size_t kMost = 6;
-  std::vector<DecodeLinear> parts{};  // at most kMost
-  View turn;                          // [1] i32, zero before its first use: how often the kernel's blocks have met
-};
-
-inline KernelViews views_of(const DecodeLinears& k) {
-  KernelViews all;
-  for (const DecodeLinear& part : k.parts) {
-    const KernelViews views = views_of(part);
-    all.written.insert(all.written.end(), views.written.begin(), views.written.end());
-    all.read.insert(all.read.end(), views.read.begin(), views.read.end());
-  }
-  return all;
-}
-
-inline int64_t bytes_of(const DecodeLinears& k) {
-  int64_t sum = 0;
-  for (const DecodeLinear& part : k.parts) sum += bytes_of(part);
-  return sum;
-}
-
-// "decode_linears 1792x1792, 9728x1792 swiglu": the weights.
-inline std::string label_of(const DecodeLinears& k) {
-  std::string out = DecodeLinears::kName;
-  for (const DecodeLinear& part : k.parts)
-    out += fmt::format("{} {}x{}{}", &part == k.parts.data() ? "" : ",", part.weight.size(0), part.weight.size(1),
-                       part.swiglu ? " swiglu" : "");
-  return out;
-}
-
-EGMLA_DECLARE_KERNEL(DecodeLinears);
 
 // Raises unless the shapes agree.
 inline void check_decode_linear(const DecodeLinear& k) {

@@ -69,8 +69,4 @@ void run(CpuContext&, const DecodeLinear& k) {
   cpu::for_float(k.out.dtype, DecodeLinear::kName, [&](auto t) { decode_linear<decltype(t)>(k); });
 }
 
-void run(CpuContext& context, const DecodeLinears& k) {
-  for (const DecodeLinear& part : k.parts) run(context, part);
-}
-
 }  // namespace egmla

@@ -44,8 +44,8 @@ class Side {
     return add(name, shape, spec, true, true);
   }
   // Memory a kernel may fill as it likes.
-  View workspace(const Shape& shape) {
-    spaces_.push_back(Tensor::empty(context_, shape, dtype_of(Kind::master)));
+  View workspace(const Shape& shape, Kind kind = Kind::master) {
+    spaces_.push_back(Tensor::empty(context_, shape, dtype_of(kind)));
     return spaces_.back().view();
   }
   View ints(const Shape& shape, const std::vector<int32_t>& values) {

@@ -4,11 +4,8 @@
 
 #include <algorithm>
 
-#include "kernels/decode_attention.h"
-#include "kernels/decode_cache.h"
+#include "kernels/decode_chain.h"
 #include "kernels/decode_gated.h"
-#include "kernels/decode_heads.h"
-#include "kernels/decode_linear.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/launch_log.h"
@@ -33,7 +30,7 @@ bool launch_one_of(Context& context, const std::any& kernel) {
 
 void launch_again(Context& context, const LaunchRecord& record) {
   const bool found =
-      launch_one_of<DecodeLinear, DecodeLinears, DecodeAttention, DecodeCombine, DecodeAppend, HeadLinear,
+      launch_one_of<DecodeLinear, DecodeChain, DecodeAttention, DecodeCombine, DecodeAppend, HeadLinear,
                     GatedDecodeAttention, GateStatistics, GateForward, RecordToken, GreedyStep, Matmul, SwigluForward,
                     GeluForward, RmsNormForward, LayerNormForward, EmbeddingForward>(context, record.kernel);
   check(found, "decode profile: a step launched {}, which is not in the list of kernels it knows", record.label);
@@ -45,18 +42,48 @@ double flops_of(const LaunchRecord& record, double attention) {
     return 2.0 * static_cast<double>(k.out.size(0) * k.weight.elements());
   };
   if (const auto* k = std::any_cast<DecodeLinear>(&record.kernel)) return of_linear(*k);
-  if (const auto* k = std::any_cast<DecodeLinears>(&record.kernel)) {
+  const auto of_heads = [](const HeadLinear& k) {
+    return 2.0 * static_cast<double>(k.out.size(0) * k.weight.elements());
+  };
+  if (const auto* k = std::any_cast<DecodeChain>(&record.kernel)) {
     double sum = 0;
-    for (const DecodeLinear& part : k->parts) sum += of_linear(part);
+    for (const ChainPart& part : k->parts) {
+      if (const auto* product = std::get_if<DecodeLinear>(&part)) sum += of_linear(*product);
+      if (const auto* attend = std::get_if<DecodeAttend>(&part))
+        sum += attention + (attend->absorb ? of_heads(*attend->absorb) + of_heads(*attend->expand) : 0);
+    }
     return sum;
   }
-  if (const auto* k = std::any_cast<HeadLinear>(&record.kernel))
-    return 2.0 * static_cast<double>(k->out.size(0) * k->weight.elements());
+  if (const auto* k = std::any_cast<HeadLinear>(&record.kernel)) return of_heads(*k);
   if (const auto* k = std::any_cast<Matmul>(&record.kernel))
     return 2.0 * static_cast<double>(k->out.size(0) * k->b.elements());
   const bool attends =
       std::any_cast<DecodeAttention>(&record.kernel) || std::any_cast<GatedDecodeAttention>(&record.kernel);
   return attends ? attention : 0;
+}
+
+// A chain apart: each attention, and the products between two as one.
+std::vector<LaunchRecord> without_long_chains(const std::vector<LaunchRecord>& launches) {
+  std::vector<LaunchRecord> out;
+  for (const LaunchRecord& record : launches) {
+    const auto* chain = std::any_cast<DecodeChain>(&record.kernel);
+    if (!chain) {
+      out.push_back(record);
+      continue;
+    }
+    DecodeChain piece{.turn = chain->turn};
+    const auto flush = [&] {
+      if (!piece.parts.empty()) out.push_back({label_of(piece), views_of(piece), bytes_of(piece), piece});
+      piece.parts.clear();
+    };
+    for (const ChainPart& part : chain->parts) {
+      if (std::holds_alternative<DecodeAttend>(part)) flush();
+      piece.parts.push_back(part);
+      if (std::holds_alternative<DecodeAttend>(part)) flush();
+    }
+    flush();
+  }
+  return out;
 }
 
 }  // namespace
@@ -76,7 +103,7 @@ DecodeProfile profile_decoding(const Transformer& model, BatchDecoder& decoder, 
   {
     const LaunchLog log(device);
     decoder.step();
-    launches = log.launches();
+    launches = without_long_chains(log.launches());
   }
   const double attention = static_cast<double>(decoder.sequences() * context) * model.decode_flops(decoder.folded()) /
                            static_cast<double>(std::max<int64_t>(1, model.config().num_hidden_layers));

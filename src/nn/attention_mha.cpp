@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "kernels/decode_attention.h"
-#include "kernels/decode_cache.h"
 #include "kernels/layout.h"
 
 namespace egmla {
@@ -51,19 +49,19 @@ View MhaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer)
   const View qkv = state.buffer("qkv", {B, (H + 2 * G) * d});
   decode_project(state, "qkv", in, *qkv_, qkv);
   const View q = qkv.columns(0, H * d).split_heads(H), cache = state.layers[layer].rows.view();
-  launch(state, DecodeAppend{.cache = cache,
-                             .q_out = q,
-                             .q = q,
-                             .rows = qkv.columns(H * d, 2 * G * d),
-                             .cos = rope_.cos.view(),
-                             .sin = rope_.sin.view(),
-                             .positions = state.positions.view(),
-                             .key_begin = 0,
-                             .key_heads = G,
-                             .interleave = rope_.interleave});
+  const DecodeAppend append{.cache = cache,
+                            .q_out = q,
+                            .q = q,
+                            .rows = qkv.columns(H * d, 2 * G * d),
+                            .cos = rope_.cos.view(),
+                            .sin = rope_.sin.view(),
+                            .positions = state.positions.view(),
+                            .key_begin = 0,
+                            .key_heads = G,
+                            .interleave = rope_.interleave};
   const View mixed = state.buffer("mixed", {B, H, d});
-  decode_attention(state, q, cache.columns(0, G * d).split_heads(G), cache.columns(G * d, G * d).split_heads(G), mixed,
-                   1.0 / std::sqrt(static_cast<double>(d)));
+  decode_attend(state, append, {}, q, cache.columns(0, G * d).split_heads(G),
+                cache.columns(G * d, G * d).split_heads(G), mixed, 1.0 / std::sqrt(static_cast<double>(d)), {});
   const View out = state.buffer("attention", {B, in.x.size(1)});
   decode_project(state, "attention", {.x = make_view(mixed.data, {B, H * d}, mixed.dtype)}, *out_, out);
   return out;

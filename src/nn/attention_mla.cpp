@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "kernels/decode_cache.h"
-#include "kernels/decode_heads.h"
 #include "kernels/layout.h"
 #include "kernels/norm.h"
 
@@ -137,39 +135,38 @@ View MlaAttention::step(const DecodeInput& in, DecodeState& state, size_t layer)
   if (rebuilds()) gate_->step_products(state, latent, *kv_up_);
   const View q_latent = rebuilds() ? View{} : state.buffer("q_latent", {B, H, dc + dr});
   const View cache = state.layers[layer].rows.view(), mixed = state.buffer("mixed", {B, H, value_});
-  launch(state, DecodeAppend{.cache = cache,
-                             .q_out = rebuilds() ? q.columns(dn, dr) : q_latent.columns(dc, dr),
-                             .q = q.columns(dn, dr),
-                             .rows = newest,
-                             .norm_weight = gated_latent ? View{} : latent.norm_weight,
-                             .cos = rope_.cos.view(),
-                             .sin = rope_.sin.view(),
-                             .positions = state.positions.view(),
-                             .key_begin = dc,
-                             .key_heads = 1,
-                             .eps = kLatentNormEps,
-                             .interleave = rope_.interleave});
+  const DecodeAppend append{.cache = cache,
+                            .q_out = rebuilds() ? q.columns(dn, dr) : q_latent.columns(dc, dr),
+                            .q = q.columns(dn, dr),
+                            .rows = newest,
+                            .norm_weight = gated_latent ? View{} : latent.norm_weight,
+                            .cos = rope_.cos.view(),
+                            .sin = rope_.sin.view(),
+                            .positions = state.positions.view(),
+                            .key_begin = dc,
+                            .key_heads = 1,
+                            .eps = kLatentNormEps,
+                            .interleave = rope_.interleave};
   if (rebuilds()) {
+    launch(state, append);
     gate_->step(state, layer, *kv_up_, q, mixed, scale());
   } else {
-    step_absorbed(state, q, q_latent, cache, mixed);
+    step_absorbed(state, append, q, q_latent, mixed);
   }
   const View out = state.buffer("attention", {B, in.x.size(1)});
   decode_project(state, "attention", {.x = make_view(mixed.data, {B, H * value_}, mixed.dtype)}, *out_, out);
   return out;
 }
 
-void MlaAttention::step_absorbed(DecodeState& state, const View& q, const View& q_latent, const View& cache,
+void MlaAttention::step_absorbed(DecodeState& state, const DecodeAppend& append, const View& q, const View& q_latent,
                                  const View& out) const {
   const int64_t B = state.sequences(), H = heads_, dc = latent_;
   const View up = make_view(kv_up_->value.data, {H, nope_ + value_, dc}, kv_up_->value.dtype);
-  launch(
-      state,
-      HeadLinear{
-          .out = q_latent.columns(0, dc), .x = q.columns(0, nope_), .weight = up.middle(0, nope_), .transpose = true});
-  const View mixed = state.buffer("mixed_latent", {B, H, dc}), rows = cache.split_heads(1);
-  decode_attention(state, q_latent, rows, rows.columns(0, dc), mixed, scale());
-  launch(state, HeadLinear{.out = out, .x = mixed, .weight = up.middle(nope_, value_)});
+  const View mixed = state.buffer("mixed_latent", {B, H, dc}), rows = append.cache.split_heads(1);
+  const HeadLinear absorb{
+      .out = q_latent.columns(0, dc), .x = q.columns(0, nope_), .weight = up.middle(0, nope_), .transpose = true};
+  decode_attend(state, append, absorb, q_latent, rows, rows.columns(0, dc), mixed, scale(),
+                HeadLinear{.out = out, .x = mixed, .weight = up.middle(nope_, value_)});
 }
 
 }  // namespace egmla

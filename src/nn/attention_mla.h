@@ -32,7 +32,8 @@ class MlaAttention : public Attention {
   void through_cache(Projected& newest, const Batch& batch, LayerCache& cache) const;
   // Queries against latents instead of keys, mixed latents instead of values: W^UKV is applied once a head, not once a
   // cached token.
-  void step_absorbed(DecodeState& state, const View& q, const View& q_latent, const View& cache, const View& out) const;
+  void step_absorbed(DecodeState& state, const DecodeAppend& append, const View& q, const View& q_latent,
+                     const View& out) const;
   bool rebuilds() const { return gate_ && !gate_->in_latent(); }
   double scale() const;
 

@@ -1,7 +1,5 @@
 #include "nn/decode_ops.h"
 
-#include "kernels/decode_attention.h"
-#include "kernels/decode_linear.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
@@ -50,16 +48,16 @@ void decode_project(DecodeState& state, const std::string& name, const DecodeInp
                     const View& out, bool swiglu) {
   Context& context = state.context();
   if (context.is_cpu() || state.sequences() <= kDecodeLinearRows) {
-    state.add_product({.out = out,
-                       .sum = input.sum,
-                       .x = input.x,
-                       .ids = input.ids,
-                       .delta = input.delta,
-                       .norm_weight = input.norm_weight,
-                       .norm_bias = input.norm_bias,
-                       .weight = weight.value,
-                       .eps = input.eps,
-                       .swiglu = swiglu});
+    state.add(DecodeLinear{.out = out,
+                           .sum = input.sum,
+                           .x = input.x,
+                           .ids = input.ids,
+                           .delta = input.delta,
+                           .norm_weight = input.norm_weight,
+                           .norm_bias = input.norm_bias,
+                           .weight = weight.value,
+                           .eps = input.eps,
+                           .swiglu = swiglu});
     return;
   }
   const View x = prepare(state, name, input);
@@ -68,18 +66,25 @@ void decode_project(DecodeState& state, const std::string& name, const DecodeInp
   if (swiglu) launch(state, SwigluForward{.out = out, .gate_up = y});
 }
 
-void decode_attention(DecodeState& state, const View& q, const View& k, const View& v, const View& out, double scale) {
+void decode_attend(DecodeState& state, const DecodeAppend& append, const std::optional<HeadLinear>& absorb,
+                   const View& q, const View& k, const View& v, const View& out, double scale,
+                   const std::optional<HeadLinear>& expand) {
   // As the CUDA kernel cuts its work: 16 query heads of a key head, tiles of 64 tokens, two blocks a multiprocessor.
+  // For one sequence as the chain does: a block a head and split.
   constexpr int64_t kHeads = 16, kTile = 64, kBlocks = 2;
   constexpr double kOverhead = 2;
   Context& context = state.context();
   const int64_t B = q.size(0), H = q.size(1), kv_heads = k.size(2), dv = v.size(3);
   const int64_t tasks = B * kv_heads * ((H / kv_heads + kHeads - 1) / kHeads);
-  const int64_t splits = decode_splits(context, tasks, state.capacity(), kTile, kOverhead, kBlocks);
+  const int64_t splits = B == 1 ? decode_splits_of_one(context, H)
+                                : decode_splits(context, tasks, state.capacity(), kTile, kOverhead, kBlocks);
   const View partials = state.buffer("partials", {B, H, splits, dv + 2}, state.statistics());
-  launch(state, DecodeAttention{
-                    .partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale});
-  launch(state, DecodeCombine{.out = out, .partials = partials});
+  state.add(DecodeAttend{
+      .append = append,
+      .absorb = absorb,
+      .attention = {.partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale},
+      .combine = {.out = out, .partials = partials},
+      .expand = expand});
 }
 
 }  // namespace egmla

@@ -2,6 +2,7 @@
 // a matrix product and an activation where they are many.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "autograd/parameter.h"
@@ -25,8 +26,10 @@ struct DecodeInput {
 void decode_project(DecodeState& state, const std::string& name, const DecodeInput& input, const Parameter& weight,
                     const View& out, bool swiglu = false);
 
-// out [B, H, dv]: attention of q [B, H, dk] over k [B, capacity, Hkv, dk] and v [B, capacity, Hkv, dv] up to
-// state.positions, both passes.
-void decode_attention(DecodeState& state, const View& q, const View& k, const View& v, const View& out, double scale);
+// A layer's attention (DecodeAttend): `append`; q [B, H, dk] over k [B, capacity, Hkv, dk] and v [B, capacity, Hkv, dv]
+// up to state.positions into out [B, H, dv]; for MLA with the products in front of it and behind.
+void decode_attend(DecodeState& state, const DecodeAppend& append, const std::optional<HeadLinear>& absorb,
+                   const View& q, const View& k, const View& v, const View& out, double scale,
+                   const std::optional<HeadLinear>& expand);
 
 }  // namespace egmla

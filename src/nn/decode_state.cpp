@@ -34,15 +34,8 @@ View DecodeState::buffer(const std::string& name, const Shape& shape, DType dtyp
   return tensor.view();
 }
 
-void DecodeState::add_product(const DecodeLinear& product) {
-  if (products_.size() == DecodeLinears::kMost) run_products();
-  products_.push_back(product);
-}
-
-void DecodeState::run_products() {
-  const std::vector<DecodeLinear> products = std::exchange(products_, {});
-  if (products.size() == 1) return launch(*context_, products.front());
-  if (!products.empty()) launch(*context_, DecodeLinears{.parts = products, .turn = turn_.view()});
+void DecodeState::run_parts() {
+  launch_chain(*context_, std::exchange(parts_, {}), turn_.view());
 }
 
 int64_t DecodeState::cache_bytes() const {

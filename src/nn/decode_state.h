@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/tensor.h"
-#include "kernels/decode_linear.h"
+#include "kernels/decode_chain.h"
 
 namespace egmla {
 
@@ -35,10 +35,10 @@ class DecodeState {
   // Memory of a step by name, the same each time it is asked for (a recorded step holds its address).
   View buffer(const std::string& name, const Shape& shape, DType dtype);
   View buffer(const std::string& name, const Shape& shape) { return buffer(name, shape, dtype_); }
-  // A product of this step. It runs with those put down right after it as one launch: at the latest before the next
-  // kernel that is started by launch(state, ...).
-  void add_product(const DecodeLinear& product);
-  void run_products();
+  // A part of this step. It runs with those put down right after it, as one launch where they suit it: at the latest
+  // before the next kernel that is started by launch(state, ...).
+  void add(const ChainPart& part) { parts_.push_back(part); }
+  void run_parts();
   // Bytes of all caches with their ids and statistics; of the buffers.
   int64_t cache_bytes() const;
   int64_t buffer_bytes() const;
@@ -53,14 +53,14 @@ class DecodeState {
   DType dtype_;
   int64_t sequences_, capacity_;
   std::map<std::string, Tensor> buffers_;
-  std::vector<DecodeLinear> products_;
-  Tensor turn_;  // DecodeLinears::turn
+  std::vector<ChainPart> parts_;
+  Tensor turn_;  // DecodeChain::turn
 };
 
 // Every other kernel of a step.
 template <class Kernel>
 void launch(DecodeState& state, const Kernel& kernel) {
-  state.run_products();
+  state.run_parts();
   launch(state.context(), kernel);
 }
 

@@ -1,0 +1,185 @@
+// Products of a chain. A warp of its own copies the block's rows of all weights into a ring in shared memory, one
+// product after the other and as far ahead as the ring reaches, past attention too; the others multiply a slot each.
+// What a warp leaves is the sum of a piece of a row; the pieces are added in their order.
+#pragma once
+
+#include "kernels/decode_chain_part.cuh"
+
+namespace egmla::chain {
+
+// The n-th slot of a kernel's life.
+__device__ __forceinline__ int slot_of(int n) {
+  return n % kSlots;
+}
+__device__ __forceinline__ uint32_t parity_of(int n) {
+  return static_cast<uint32_t>(n / kSlots) & 1;
+}
+
+__device__ __forceinline__ void copy_weights(const Args& a, const Memory& memory) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  const auto ring = static_cast<uint32_t>(__cvta_generic_to_shared(memory.ring));
+  int n = 0;
+  for (int p = 0; p < a.count; ++p) {
+    if (a.parts[p].kind != Kind::product) continue;
+    const Product& part = a.parts[p].product;
+    const int first = part.first(block, blocks), rows = part.rows(block, blocks);
+    for (int r = 0; r < rows; r += kSlotRows) {
+      const int count = min(kSlotRows, rows - r);
+      const bf16* const source = part.row(first, r + min(lane, count - 1));
+      for (int piece = 0; piece < part.pieces; ++piece, ++n) {
+        const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
+        const uint32_t full = memory.full + 8 * slot_of(n);
+        hopper::wait(memory.empty + 8 * slot_of(n), parity_of(n) ^ 1);
+        if (lane == 0) hopper::arrive_expecting(full, static_cast<uint32_t>(count) * bytes);
+        __syncwarp();
+        if (lane < count)
+          hopper::load_bytes(ring + slot_of(n) * kSlotBytes + lane * bytes, source + piece * part.piece_columns, bytes,
+                             full);
+      }
+    }
+  }
+}
+
+// Over the warps that multiply, in their order.
+__device__ __forceinline__ float sum_of_warps(float value, float* reduced) {
+  value = gpu::warp_sum(value);
+  if (threadIdx.x % 32 == 0) reduced[threadIdx.x / 32] = value;
+  sync_warps();
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += reduced[w];
+  return sum;
+}
+
+// What a part reads that no kernel writes, asked for before its turn.
+struct NormWeights {
+  Packet<bf16> weight[kRounds], bias[kRounds];
+  __device__ explicit NormWeights(const Product& part) {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
+      if (column >= part.K) continue;
+      if (part.norm_weight) weight[i] = gpu::load(part.norm_weight + column, true, kPacket);
+      if (part.norm_bias) bias[i] = gpu::load(part.norm_bias + column, true, kPacket);
+    }
+  }
+};
+
+// The input row after sum and norm, into shared memory.
+__device__ __forceinline__ void stage_input(const Product& part, const NormWeights& norm, const Memory& memory) {
+  const bf16* const source = part.x + (part.ids ? part.ids[0] * part.x_stride : 0);
+  Packet<bf16> row[kRounds];
+  float total = 0, squares = 0;
+#pragma unroll
+  for (int i = 0; i < kRounds; ++i) {
+    const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
+    if (column >= part.K) continue;
+    if (part.partials) {
+      float mean[kPacket];
+      mean_of_splits(part.partials, part.K / part.head_width, part.splits, part.head_width, column / part.head_width,
+                     column % part.head_width, mean);
+      gpu::round_to(row[i], mean);
+    } else {
+      row[i] = load_fresh(source + column);
+    }
+    if (part.delta) {
+      const Packet<bf16> delta = load_fresh(part.delta + column);
+      float values[kPacket];
+#pragma unroll
+      for (int e = 0; e < kPacket; ++e) values[e] = row[i][e] + delta[e];
+      gpu::round_to(row[i], values);
+    }
+    if (part.sum && blockIdx.x == 0) gpu::store(part.sum + column, row[i], true, kPacket);
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) total += row[i][e];
+  }
+  float mean = 0, rstd = 1;
+  if (part.norm_weight) {
+    const float width = static_cast<float>(part.K);
+    if (part.norm_bias) mean = sum_of_warps(total, memory.reduced) / width;
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      if ((static_cast<int>(threadIdx.x) + i * kThreads) * kPacket >= part.K) continue;
+#pragma unroll
+      for (int e = 0; e < kPacket; ++e) squares += (row[i][e] - mean) * (row[i][e] - mean);
+    }
+    rstd = rsqrtf(sum_of_warps(squares, memory.reduced + kWarps) / width + part.eps);
+  }
+#pragma unroll
+  for (int i = 0; i < kRounds; ++i) {
+    const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
+    if (column >= part.K) continue;
+    if (part.norm_weight) {
+      float values[kPacket];
+#pragma unroll
+      for (int e = 0; e < kPacket; ++e) {
+        values[e] = (row[i][e] - mean) * rstd * norm.weight[i][e];
+        if (part.norm_bias) values[e] += norm.bias[i][e];
+      }
+      gpu::round_to(row[i], values);
+    }
+    gpu::store(memory.x + column, row[i], true, kPacket);
+  }
+  sync_warps();
+}
+
+// One slot: x times a piece of two rows; lanes 0 and 16 hold the rows' sums.
+__device__ __forceinline__ float multiply_slot(const bf16* rows, const bf16* x, int columns, bool pair, int lane) {
+  float sums[kSlotRows] = {};
+  const bf16* const second = rows + (pair ? columns : 0);
+#pragma unroll 4
+  for (int c = lane * kPacket; c < columns; c += 32 * kPacket) {
+    const auto v = gpu::load(x + c, true, kPacket), w0 = gpu::load(rows + c, true, kPacket),
+               w1 = gpu::load(second + c, true, kPacket);
+#pragma unroll
+    for (int e = 0; e < kPacket; ++e) {
+      sums[0] += w0[e] * v[e];
+      sums[1] += w1[e] * v[e];
+    }
+  }
+  const bool upper = lane & 16;
+  float sum = upper ? sums[1] : sums[0];
+  sum += __shfl_xor_sync(0xffffffffu, upper ? sums[0] : sums[1], 16);
+#pragma unroll
+  for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  return sum;
+}
+
+// Multiplies a product; n: the first slot behind it.
+__device__ __forceinline__ void multiply_product(const Product& part, const Memory& memory, int& n) {
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  const int first = part.first(block, blocks), rows = part.rows(block, blocks), slots = part.slots(rows);
+  // Slots go round the warps, across the borders of parts too.
+  for (int s = (warp - n % kWarps + kWarps) % kWarps; s < slots; s += kWarps) {
+    const int slot = slot_of(n + s), pair = s / part.pieces, piece = s - pair * part.pieces;
+    const bool whole = (pair + 1) * kSlotRows <= rows;
+    hopper::wait(memory.full + 8 * slot, parity_of(n + s));
+    const float sum = multiply_slot(reinterpret_cast<const bf16*>(memory.ring + slot * kSlotBytes),
+                                    memory.x + piece * part.piece_columns, part.columns(piece), whole, lane);
+    if (lane % 16 == 0 && (lane == 0 || whole)) memory.sums[(pair * kSlotRows + lane / 16) * part.pieces + piece] = sum;
+    __syncwarp();
+    if (lane == 0) hopper::arrive(memory.empty + 8 * slot);
+  }
+  n += slots;
+  sync_warps();
+  const auto row_sum = [&](int r) {
+    float sum = 0;
+    for (int piece = 0; piece < part.pieces; ++piece) sum += memory.sums[r * part.pieces + piece];
+    return sum;
+  };
+  const int outputs = part.swiglu ? rows / 2 : rows;
+  for (int o = thread; o < outputs; o += kThreads) {
+    float y;
+    if (part.swiglu) {
+      const float gate = row_sum(2 * o);
+      y = gate * gpu::sigmoid(gate) * row_sum(2 * o + 1);
+    } else {
+      y = row_sum(o);
+    }
+    part.out[first + o] = __float2bfloat16(y);
+  }
+}
+
+}  // namespace egmla::chain
