@@ -115,85 +115,80 @@ __device__ __forceinline__ Packet<bf16> rotated(const bf16* row, const Attend& a
   return out;
 }
 
-__device__ __forceinline__ void attend_heads(const Attend& a, const Memory& memory, Meeting& meeting, bool ahead) {
-  if (!ahead) meeting.wait();
+__device__ __forceinline__ void attend_heads(const Attend& a, const Memory& memory, Meeting& meeting) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, team = thread / kRowLanes;
   const int column = thread % kRowLanes * kPacket, d = a.width;
   const bool inside = column < d;
-  const int position = *a.position, items = a.H * a.splits;
+  const int position = *a.position, h = static_cast<int>(blockIdx.x) / a.splits,
+            split = static_cast<int>(blockIdx.x) % a.splits, kv = h / a.group;
+  if (h >= a.H) return meeting.wait();
+  const bf16* const row = a.row + kv * a.k_head + column;
+  const int v_offset = a.v_first + kv * (a.v_head - a.k_head);
+  const decode::Range past = a.past(split, position);
+  const int end = inside ? past.end : 0;
   Rotation rotation;
   if (inside) rotation.load(a, position, column);
   KeyValues groups[2];
-  for (int item = static_cast<int>(blockIdx.x); item < items || ahead; item += static_cast<int>(gridDim.x)) {
-    const int h = item / a.splits, split = item % a.splits, kv = h / a.group;
-    const bf16* const row = a.row + kv * a.k_head + column;
-    const int v_offset = a.v_first + kv * (a.v_head - a.k_head);
-    decode::Range past = a.past(split, position);
-    if (item >= items) past = {0, 0};
-    const int end = inside ? past.end : 0;
 #pragma unroll
-    for (int g = 0; g < 2; ++g) groups[g].load(row, a, v_offset, past.first + team + g * kTeamRows * kTeams, end);
-    if (ahead) meeting.wait();
-    ahead = false;
-    if (item >= items) return;
-    float q[kPacket] = {};
-    if (inside) {
-      const Packet<bf16> packet = rotated(a.q + h * a.q_head, a, rotation, column);
+  for (int g = 0; g < 2; ++g) groups[g].load(row, a, v_offset, past.first + team + g * kTeamRows * kTeams, end);
+  meeting.wait();
+  float q[kPacket] = {};
+  if (inside) {
+    const Packet<bf16> packet = rotated(a.q + h * a.q_head, a, rotation, column);
 #pragma unroll
-      for (int i = 0; i < kPacket; ++i) q[i] = packet[i] * a.scale;
-    }
-    const auto score = [&](const Packet<bf16>& k) {
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kPacket; ++i) sum += q[i] * k[i];
-#pragma unroll
-      for (int step = kRowLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-      return sum;
-    };
-    Softmax<kPacket> softmax;
-    for (int first = past.first; first < past.end; first += 2 * kTeamRows * kTeams) {
-#pragma unroll
-      for (int g = 0; g < 2; ++g) {
-        const int own = first + g * kTeamRows * kTeams + team;
-        float scores[kTeamRows];
-#pragma unroll
-        for (int i = 0; i < kTeamRows; ++i) {
-          scores[i] = score(groups[g].k[i]);
-          if (own + i * kTeams >= past.end) scores[i] = -INFINITY;
-        }
-        softmax.raise(scores);
-#pragma unroll
-        for (int i = 0; i < kTeamRows; ++i) softmax.add(scores[i], groups[g].v[i]);
-        groups[g].load(row, a, v_offset, own + 2 * kTeamRows * kTeams, end);
-      }
-    }
-    if (split == a.splits - 1 && thread < 32) {  // the new token, by the first team
-      const bf16* const newest = a.newest + kv * a.k_head;
-      Packet<bf16> k{}, v{};
-      if (inside) {
-        k = rotated(newest, a, rotation, column);
-        v = load_fresh(newest + v_offset + column);
-      }
-      float scores[1] = {score(k)};
-      if (team > 0) scores[0] = -INFINITY;
-      softmax.raise(scores);
-      softmax.add(scores[0], v);
-      if (inside && team == 0 && h % a.group == 0) {
-        bf16* const target = a.row + position * a.row_stride + kv * a.k_head + column;
-        gpu::store(target, k, true, kPacket);
-        gpu::store(target + v_offset, v, true, kPacket);
-      }
-    }
-    // The two teams of a warp become one.
-    const float other = __shfl_xor_sync(0xffffffffu, softmax.largest, kRowLanes);
-    softmax.raise({other});
-    softmax.sum += __shfl_xor_sync(0xffffffffu, softmax.sum, kRowLanes);
-#pragma unroll
-    for (float& x : softmax.values) x += __shfl_xor_sync(0xffffffffu, x, kRowLanes);
-    if (lane < kRowLanes) leave_softmax(softmax, memory, column, d, lane);
-    merge_warps(a, memory, h, split);
-    sync_warps();
+    for (int i = 0; i < kPacket; ++i) q[i] = packet[i] * a.scale;
   }
+  const auto score = [&](const Packet<bf16>& k) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPacket; ++i) sum += q[i] * k[i];
+#pragma unroll
+    for (int step = kRowLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    return sum;
+  };
+  Softmax<kPacket> softmax;
+#pragma unroll 1
+  for (int first = past.first; first < past.end; first += 2 * kTeamRows * kTeams) {
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      const int own = first + g * kTeamRows * kTeams + team;
+      float scores[kTeamRows];
+#pragma unroll
+      for (int i = 0; i < kTeamRows; ++i) {
+        scores[i] = score(groups[g].k[i]);
+        if (own + i * kTeams >= past.end) scores[i] = -INFINITY;
+      }
+      softmax.raise(scores);
+#pragma unroll
+      for (int i = 0; i < kTeamRows; ++i) softmax.add(scores[i], groups[g].v[i]);
+      groups[g].load(row, a, v_offset, own + 2 * kTeamRows * kTeams, end);
+    }
+  }
+  if (split == a.splits - 1 && thread < 32) {  // the new token, by the first team
+    const bf16* const newest = a.newest + kv * a.k_head;
+    Packet<bf16> k{}, v{};
+    if (inside) {
+      k = rotated(newest, a, rotation, column);
+      v = load_fresh(newest + v_offset + column);
+    }
+    float scores[1] = {score(k)};
+    if (team > 0) scores[0] = -INFINITY;
+    softmax.raise(scores);
+    softmax.add(scores[0], v);
+    if (inside && team == 0 && h % a.group == 0) {
+      bf16* const target = a.row + position * a.row_stride + kv * a.k_head + column;
+      gpu::store(target, k, true, kPacket);
+      gpu::store(target + v_offset, v, true, kPacket);
+    }
+  }
+  // The two teams of a warp become one.
+  const float other = __shfl_xor_sync(0xffffffffu, softmax.largest, kRowLanes);
+  softmax.raise({other});
+  softmax.sum += __shfl_xor_sync(0xffffffffu, softmax.sum, kRowLanes);
+#pragma unroll
+  for (float& x : softmax.values) x += __shfl_xor_sync(0xffffffffu, x, kRowLanes);
+  if (lane < kRowLanes) leave_softmax(softmax, memory, column, d, lane);
+  merge_warps(a, memory, h, split);
 }
 
 }  // namespace egmla::chain

@@ -10,6 +10,8 @@
 namespace egmla {
 namespace chain {  // named, as code that only sm_90a uses would be unused elsewhere
 
+// kAttention: which attention parts there may be (product: none), as their code crowds out that of products.
+template <Kind kAttention>
 __global__ void __launch_bounds__(kThreads + 32) chain_kernel(const __grid_constant__ Args a) {
   if constexpr (hopper::kCompiled) {
     extern __shared__ __align__(128) unsigned char bytes[];
@@ -25,28 +27,27 @@ __global__ void __launch_bounds__(kThreads + 32) chain_kernel(const __grid_const
     __syncthreads();
     gpu::release_next();
     if (thread >= kThreads) return copy_weights(a, memory);
+    gpu::wait_for_previous();
     Meeting meeting(a.turn);
     int n = 0;
     for (int p = 0; p < a.count; ++p) {
       const Part& part = a.parts[p];
       if (p > 0) meeting.arrive();
-      switch (part.kind) {
-        case Kind::product: {
+      if (part.kind == Kind::product) {
+        if (kAttention != Kind::product && part.product.partials) {
+          meeting.wait();
+          stage_mean(part.product, memory);
+        } else {
           const NormWeights norm(part.product);
           meeting.wait();
           stage_input(part.product, norm, memory);
-          multiply_product(part.product, memory, n);
-          break;
         }
-        case Kind::heads:
-          attend_heads(part.attend, memory, meeting, p > 0);
-          break;
-        case Kind::latent:
-          attend_latents(part.attend, memory, meeting, p > 0);
-          break;
-        case Kind::expand:
-          expand_heads(part.expand, memory, meeting, p > 0);
-          break;
+        multiply_product(part.product, memory, n);
+      } else if (part.kind == Kind::expand) {
+        if constexpr (kAttention != Kind::product) expand_heads(part.expand, memory, meeting);
+      } else {
+        if constexpr (kAttention == Kind::heads) attend_heads(part.attend, memory, meeting);
+        if constexpr (kAttention == Kind::latent) attend_latents(part.attend, memory, meeting);
       }
     }
   }
@@ -96,11 +97,12 @@ bool fits_latents(const DecodeAttend& k) {
          append.q.as<bf16>() - k.absorb->x.as<bf16>() == dn;
 }
 
-bool fits(const DecodeAttend& k) {
+bool fits(const DecodeAttend& k, int64_t blocks) {
   const View& q = k.attention.q;
-  return q.dtype == DType::bf16 && q.size(0) == 1 && gpu::all_aligned(k.append.rows, k.append.cache, k.append.q) &&
-         k.append.cache.data == k.attention.k.data && k.append.q.size(2) % 2 == 0 &&
-         gpu::all_aligned(k.append.norm_weight) && (k.absorb ? fits_latents(k) : fits_heads(k));
+  return q.size(1) * k.attention.partials.size(2) <= blocks && q.dtype == DType::bf16 && q.size(0) == 1 &&
+         gpu::all_aligned(k.append.rows, k.append.cache, k.append.q) && k.append.cache.data == k.attention.k.data &&
+         k.append.q.size(2) % 2 == 0 && gpu::all_aligned(k.append.norm_weight) &&
+         (k.absorb ? fits_latents(k) : fits_heads(k));
 }
 
 Product product_of(const DecodeLinear& k) {
@@ -174,8 +176,9 @@ Expand expand_of(const DecodeAttend& k) {
 // Whether a product reads all of a part's result, so that it can add the splits itself.
 bool reads_result(const DecodeLinear& product, const DecodeAttend& attend) {
   const View& out = attend.combine.out;
-  return !attend.expand && product.x.data == out.data && !product.ids.defined() &&
-         product.x.size(1) == out.size(1) * out.size(2) && out.stride(1) == out.size(2);
+  return !attend.expand && product.x.data == out.data && !product.ids.defined() && !product.sum.defined() &&
+         !product.delta.defined() && !product.norm_weight.defined() && product.x.size(1) == out.size(1) * out.size(2) &&
+         out.stride(1) == out.size(2);
 }
 
 // The parts as the device takes them.
@@ -212,7 +215,7 @@ std::vector<Part> plan(const std::vector<ChainPart>& parts) {
 
 bool chain_takes(CudaContext& context, const ChainPart& part) {
   if (!hopper::kBuilt || context.state().capability != 90) return false;
-  if (const auto* attend = std::get_if<DecodeAttend>(&part)) return fits(*attend);
+  if (const auto* attend = std::get_if<DecodeAttend>(&part)) return fits(*attend, context.state().multiprocessors);
   return fits(std::get<DecodeLinear>(part), context.state().multiprocessors);
 }
 
@@ -224,12 +227,27 @@ void run(CudaContext& context, const DecodeChain& k) {
   const std::vector<Part> parts = plan(k.parts);
   Args a{};
   a.turn = reinterpret_cast<uint32_t*>(k.turn.as<int32_t>());
-  for (size_t first = 0; first < parts.size(); first += kMostParts) {
-    a.count = static_cast<int>(std::min<size_t>(kMostParts, parts.size() - first));
-    std::copy_n(parts.begin() + static_cast<std::ptrdiff_t>(first), a.count, a.parts);
+  Kind attention = Kind::product;
+  const auto start = [&] {
+    const auto kernel = attention == Kind::heads    ? chain_kernel<Kind::heads>
+                        : attention == Kind::latent ? chain_kernel<Kind::latent>
+                                                    : chain_kernel<Kind::product>;
     launch_chained(context, DecodeChain::kName, static_cast<unsigned>(context.state().multiprocessors), kThreads + 32,
-                   kMemoryBytes, chain_kernel, a);
+                   kMemoryBytes, kernel, a);
+    a.count = 0;
+    attention = Kind::product;
+  };
+  for (const Part& part : parts) {
+    const bool attends = part.kind == Kind::heads || part.kind == Kind::latent;
+    const bool other = attends && attention != Kind::product && attention != part.kind;
+    if (a.count == kMostParts || other) start();
+    if (attends) attention = part.kind;
+    // Splits may be added that attention of the launch before left.
+    const bool adds = part.kind == Kind::expand || (part.kind == Kind::product && part.product.partials);
+    if (adds && attention == Kind::product) attention = Kind::heads;
+    a.parts[a.count++] = part;
   }
+  start();
 }
 
 }  // namespace egmla

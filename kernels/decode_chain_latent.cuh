@@ -30,13 +30,12 @@ struct LatentRows {
 // Asks the second-level cache for a split's rows; the blocks of all heads share the work.
 __device__ __forceinline__ void prefetch_latents(const Attend& a, int h, decode::Range past) {
   constexpr int kLine = 128;
-  const int64_t bytes = int64_t{2} * (a.width + 2 * a.half), lines = (bytes + kLine - 1) / kLine + 1;
-  for (int64_t i = threadIdx.x;; i += kThreads) {
-    const int64_t token = past.first + h + i / lines * a.H;
-    if (token >= past.end) return;
+  const int bytes = 2 * (a.width + 2 * a.half), line = static_cast<int>(threadIdx.x) % 8 * kLine;
+  if (line >= bytes + kLine) return;
+  for (int token = past.first + h + static_cast<int>(threadIdx.x) / 8 * a.H; token < past.end;
+       token += kThreads / 8 * a.H) {
     const char* const row = reinterpret_cast<const char*>(a.row + token * a.row_stride);
-    const int64_t offset = min(i % lines * kLine, bytes - 1);
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + offset));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + min(line, bytes - 1)));
   }
 }
 
@@ -81,141 +80,129 @@ __device__ __forceinline__ void append_latent(const Attend& a, const Memory& mem
     });
 }
 
-__device__ __forceinline__ void attend_latents(const Attend& a, const Memory& memory, Meeting& meeting, bool ahead) {
-  if (!ahead) meeting.wait();
+__device__ __forceinline__ void attend_latents(const Attend& a, const Memory& memory, Meeting& meeting) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int position = *a.position, items = a.H * a.splits, column = lane * kPacket;
-  for (int item = static_cast<int>(blockIdx.x); item < items || ahead; item += static_cast<int>(gridDim.x)) {
-    const int h = item / a.splits, split = item % a.splits;
-    const decode::Range past = a.past(split, position);
-    Packet<bf16> up[kNopeRows];
-    if (item < items) {
+  const int position = *a.position, column = lane * kPacket;
+  const int h = static_cast<int>(blockIdx.x) / a.splits, split = static_cast<int>(blockIdx.x) % a.splits;
+  if (h >= a.H) return meeting.wait();
+  const decode::Range past = a.past(split, position);
+  Packet<bf16> up[kNopeRows];
 #pragma unroll
-      for (int i = 0; i < kNopeRows; ++i) {
-        const int row = warp + i * kWarps;
-        up[i] = {};
-        if (row < a.rope_first && column < a.width)
-          up[i] = gpu::load(a.up + h * a.up_head + row * a.up_row + column, true, kPacket);
-      }
-      prefetch_latents(a, h, past);
-    }
-    if (ahead) meeting.wait();
-    ahead = false;
-    if (item >= items) return;
-    LatentRows groups[2];
-#pragma unroll
-    for (int g = 0; g < 2; ++g) groups[g].load(a, lane, past.first + warp + g * kLatentRows * kWarps, past.end);
-    const bf16* const q = a.q + h * a.q_head;
-    float sums[kPacket] = {};
-#pragma unroll
-    for (int i = 0; i < kNopeRows; ++i) {
-      const int row = warp + i * kWarps;
-      const float x = row < a.rope_first ? load_fresh_one(q + row) : 0.0f;
-#pragma unroll
-      for (int c = 0; c < kPacket; ++c) sums[c] += x * up[i][c];
-    }
-    if (column < a.width) memcpy(memory.merge + warp * kMergeStride + column, sums, sizeof(sums));
-    if (warp == kWarps - 1 && lane < a.half)
-      rotate_pair(q + a.rope_first, a, position, lane,
-                  [&](int at, bf16 x) { memory.query[a.width + at] = gpu::to_float(x) * a.scale; });
-    const bool last = split == a.splits - 1;
-    if (warp == kWarps - 2 && last) append_latent(a, memory, position, h == 0, lane);
-    sync_warps();
-    if (thread < a.width) {
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += memory.merge[w * kMergeStride + thread];
-      memory.query[thread] = gpu::to_float(__float2bfloat16(sum)) * a.scale;
-    }
-    sync_warps();
-    float query[kPacket] = {}, rope[2] = {};
-    if (column < a.width) memcpy(query, memory.query + column, sizeof(query));
-    if (lane < a.half) memcpy(rope, memory.query + a.width + 2 * lane, sizeof(rope));
-    const auto score = [&](const Packet<bf16>& c, const Packet<bf16, 2>& k_rope) {
-      float sum = rope[0] * k_rope[0] + rope[1] * k_rope[1];
-#pragma unroll
-      for (int i = 0; i < kPacket; ++i) sum += query[i] * c[i];
-      return gpu::warp_sum(sum);
-    };
-    Softmax<kPacket> softmax;
-    for (int first = past.first; first < past.end; first += 2 * kLatentRows * kWarps) {
-#pragma unroll
-      for (int g = 0; g < 2; ++g) {
-        const int own = first + g * kLatentRows * kWarps + warp;
-        float scores[kLatentRows];
-#pragma unroll
-        for (int i = 0; i < kLatentRows; ++i) {
-          scores[i] = score(groups[g].c[i], groups[g].k_rope[i]);
-          if (own + i * kWarps >= past.end) scores[i] = -INFINITY;
-        }
-        softmax.raise(scores);
-#pragma unroll
-        for (int i = 0; i < kLatentRows; ++i) softmax.add(scores[i], groups[g].c[i]);
-        groups[g].load(a, lane, own + 2 * kLatentRows * kWarps, past.end);
-      }
-    }
-    if (last && warp == 0) {
-      Packet<bf16> c{};
-      Packet<bf16, 2> k_rope{};
-      if (column < a.width) c = gpu::load(memory.newest + column, true, kPacket);
-      if (lane < a.half) memcpy(k_rope.words, memory.newest + a.width + 2 * lane, sizeof(k_rope.words));
-      const float scores[1] = {score(c, k_rope)};
-      softmax.raise(scores);
-      softmax.add(scores[0], c);
-    }
-    leave_softmax(softmax, memory, column, a.width, lane);
-    merge_warps(a, memory, h, split);
-    sync_warps();
+  for (int i = 0; i < kNopeRows; ++i) {
+    const int row = warp + i * kWarps;
+    up[i] = {};
+    if (row < a.rope_first && column < a.width)
+      up[i] = gpu::load(a.up + h * a.up_head + row * a.up_row + column, true, kPacket);
   }
+  prefetch_latents(a, h, past);
+  meeting.wait();
+  const bf16* const q = a.q + h * a.q_head;
+  float sums[kPacket] = {};
+#pragma unroll
+  for (int i = 0; i < kNopeRows; ++i) {
+    const int row = warp + i * kWarps;
+    const float x = row < a.rope_first ? load_fresh_one(q + row) : 0.0f;
+#pragma unroll
+    for (int c = 0; c < kPacket; ++c) sums[c] += x * up[i][c];
+  }
+  if (column < a.width) memcpy(memory.merge + warp * kMergeStride + column, sums, sizeof(sums));
+  LatentRows groups[2];
+#pragma unroll
+  for (int g = 0; g < 2; ++g) groups[g].load(a, lane, past.first + warp + g * kLatentRows * kWarps, past.end);
+  if (warp == kWarps - 1 && lane < a.half)
+    rotate_pair(q + a.rope_first, a, position, lane,
+                [&](int at, bf16 x) { memory.query[a.width + at] = gpu::to_float(x) * a.scale; });
+  const bool last = split == a.splits - 1;
+  if (warp == kWarps - 2 && last) append_latent(a, memory, position, h == 0, lane);
+  sync_warps();
+  if (thread < a.width) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += memory.merge[w * kMergeStride + thread];
+    memory.query[thread] = gpu::to_float(__float2bfloat16(sum)) * a.scale;
+  }
+  sync_warps();
+  float query[kPacket] = {}, rope[2] = {};
+  if (column < a.width) memcpy(query, memory.query + column, sizeof(query));
+  if (lane < a.half) memcpy(rope, memory.query + a.width + 2 * lane, sizeof(rope));
+  const auto score = [&](const Packet<bf16>& c, const Packet<bf16, 2>& k_rope) {
+    float sum = rope[0] * k_rope[0] + rope[1] * k_rope[1];
+#pragma unroll
+    for (int i = 0; i < kPacket; ++i) sum += query[i] * c[i];
+    return gpu::warp_sum(sum);
+  };
+  Softmax<kPacket> softmax;
+#pragma unroll 1
+  for (int first = past.first; first < past.end; first += 2 * kLatentRows * kWarps) {
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      const int own = first + g * kLatentRows * kWarps + warp;
+      float scores[kLatentRows];
+#pragma unroll
+      for (int i = 0; i < kLatentRows; ++i) {
+        scores[i] = score(groups[g].c[i], groups[g].k_rope[i]);
+        if (own + i * kWarps >= past.end) scores[i] = -INFINITY;
+      }
+      softmax.raise(scores);
+#pragma unroll
+      for (int i = 0; i < kLatentRows; ++i) softmax.add(scores[i], groups[g].c[i]);
+      groups[g].load(a, lane, own + 2 * kLatentRows * kWarps, past.end);
+    }
+  }
+  if (last && warp == 0) {
+    Packet<bf16> c{};
+    Packet<bf16, 2> k_rope{};
+    if (column < a.width) c = gpu::load(memory.newest + column, true, kPacket);
+    if (lane < a.half) memcpy(k_rope.words, memory.newest + a.width + 2 * lane, sizeof(k_rope.words));
+    const float scores[1] = {score(c, k_rope)};
+    softmax.raise(scores);
+    softmax.add(scores[0], c);
+  }
+  leave_softmax(softmax, memory, column, a.width, lane);
+  merge_warps(a, memory, h, split);
 }
 
 // Block (h, chunk): some outputs of W^UV times the mean over splits, or of the mean itself.
-__device__ __forceinline__ void expand_heads(const Expand& e, const Memory& memory, Meeting& meeting, bool ahead) {
+__device__ __forceinline__ void expand_heads(const Expand& e, const Memory& memory, Meeting& meeting) {
   constexpr int kOwn = 2;  // rows of W^UV that a warp has ahead
-  if (!ahead) meeting.wait();
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int items = e.H * e.splits, column = lane * kPacket;
-  for (int item = static_cast<int>(blockIdx.x); item < items || ahead; item += static_cast<int>(gridDim.x)) {
-    const int h = item / e.splits, chunk = item % e.splits;
-    const int first = e.outputs * chunk / e.splits, end = item < items ? e.outputs * (chunk + 1) / e.splits : 0;
-    const auto load_row = [&](int j) {
-      Packet<bf16> row{};
-      if (j < end && column < e.width) row = gpu::load(e.up + h * e.up_head + j * e.up_row + column, true, kPacket);
-      return row;
-    };
-    Packet<bf16> rows[kOwn] = {};
-    if (e.up) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, column = lane * kPacket;
+  const int h = static_cast<int>(blockIdx.x) / e.splits, chunk = static_cast<int>(blockIdx.x) % e.splits;
+  if (h >= e.H) return meeting.wait();
+  const int first = e.outputs * chunk / e.splits, end = e.outputs * (chunk + 1) / e.splits;
+  const auto load_row = [&](int j) {
+    Packet<bf16> row{};
+    if (j < end && column < e.width) row = gpu::load(e.up + h * e.up_head + j * e.up_row + column, true, kPacket);
+    return row;
+  };
+  Packet<bf16> rows[kOwn] = {};
+  if (e.up) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) rows[i] = load_row(first + warp + i * kWarps);
-    }
-    if (ahead) meeting.wait();
-    ahead = false;
-    if (item >= items) return;
-    if (!e.up) {
-      for (int j = first + thread; j < end; j += kThreads) {
-        float mean[1];
-        mean_of_splits(e.partials, e.H, e.splits, e.width, h, j, mean);
-        e.out[h * e.out_head + j] = __float2bfloat16(mean[0]);
-      }
-      continue;
-    }
-    if (thread < e.width) {
-      float mean[1];
-      mean_of_splits(e.partials, e.H, e.splits, e.width, h, thread, mean);
-      memory.query[thread] = gpu::to_float(__float2bfloat16(mean[0]));
-    }
-    sync_warps();
-    float x[kPacket] = {};
-    if (column < e.width) memcpy(x, memory.query + column, sizeof(x));
-    for (int j = first + warp, i = 0; j < end; j += kWarps, ++i) {
-      const Packet<bf16> row = i == 0 ? rows[0] : i == 1 ? rows[1] : load_row(j);
-      float sum = 0;
+    for (int i = 0; i < kOwn; ++i) rows[i] = load_row(first + warp + i * kWarps);
+  }
+  meeting.wait();
+  // With W^UV the means of all columns, else those of the block's outputs.
+  const int mean_first = e.up ? 0 : first, mean_end = e.up ? e.width : end;
+  for (int j = mean_first + thread; j < mean_end; j += kThreads) {
+    float mean[1];
+    mean_of_splits(e.partials, e.H, e.splits, e.width, h, j, mean);
+    if (e.up)
+      memory.query[j] = gpu::to_float(__float2bfloat16(mean[0]));
+    else
+      e.out[h * e.out_head + j] = __float2bfloat16(mean[0]);
+  }
+  if (!e.up) return;
+  sync_warps();
+  float x[kPacket] = {};
+  if (column < e.width) memcpy(x, memory.query + column, sizeof(x));
+#pragma unroll 1
+  for (int j = first + warp; j < end; j += kWarps) {
+    float sum = 0;
 #pragma unroll
-      for (int c = 0; c < kPacket; ++c) sum += row[c] * x[c];
-      sum = gpu::warp_sum(sum);
-      if (lane == 0) e.out[h * e.out_head + j] = __float2bfloat16(sum);
-    }
-    sync_warps();
+    for (int c = 0; c < kPacket; ++c) sum += rows[0][c] * x[c];
+    rows[0] = rows[1];
+    rows[1] = load_row(j + 2 * kWarps);
+    sum = gpu::warp_sum(sum);
+    if (lane == 0) e.out[h * e.out_head + j] = __float2bfloat16(sum);
   }
 }
 

@@ -76,8 +76,9 @@ struct Attend {
   }
   // Cached tokens of a split, without the new one.
   __device__ decode::Range past(int split, int position) const {
-    const int64_t n = position + 1;
-    return {static_cast<int>(n * split / splits), min(position, static_cast<int>(n * (split + 1) / splits))};
+    const auto n = static_cast<unsigned>(position) + 1, part = static_cast<unsigned>(split),
+               all = static_cast<unsigned>(splits);
+    return {static_cast<int>(n * part / all), min(position, static_cast<int>(n * (part + 1) / all))};
   }
 };
 
@@ -152,13 +153,9 @@ class Meeting {
  public:
   __device__ explicit Meeting(uint32_t* turn) : turn_(turn) {}
 
-  // What the parts (and, the first time, the kernels) before wrote may be read from here on.
+  // What the parts before wrote may be read from here on.
   __device__ __forceinline__ void wait() {
-    if (first_) {
-      gpu::wait_for_previous();
-      first_ = false;
-      return;
-    }
+    if (!arrived_) return;
     if (threadIdx.x == 0) {
       uint32_t now;
       do {
@@ -169,6 +166,7 @@ class Meeting {
   }
   // The first block's arrival is 2^31 less the others, so the last one flips the highest bit.
   __device__ __forceinline__ void arrive() {
+    arrived_ = true;
     sync_warps();
     if (threadIdx.x > 0) return;
     __threadfence();
@@ -178,7 +176,7 @@ class Meeting {
  private:
   uint32_t* turn_;
   uint32_t before_ = 0;
-  bool first_ = true;
+  bool arrived_ = false;  // else nothing stands before this part
 };
 
 // ---- what other blocks wrote while this kernel ran is read past the first-level cache ----

@@ -75,14 +75,7 @@ __device__ __forceinline__ void stage_input(const Product& part, const NormWeigh
   for (int i = 0; i < kRounds; ++i) {
     const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
     if (column >= part.K) continue;
-    if (part.partials) {
-      float mean[kPacket];
-      mean_of_splits(part.partials, part.K / part.head_width, part.splits, part.head_width, column / part.head_width,
-                     column % part.head_width, mean);
-      gpu::round_to(row[i], mean);
-    } else {
-      row[i] = load_fresh(source + column);
-    }
+    row[i] = load_fresh(source + column);
     if (part.delta) {
       const Packet<bf16> delta = load_fresh(part.delta + column);
       float values[kPacket];
@@ -120,6 +113,19 @@ __device__ __forceinline__ void stage_input(const Product& part, const NormWeigh
       gpu::round_to(row[i], values);
     }
     gpu::store(memory.x + column, row[i], true, kPacket);
+  }
+  sync_warps();
+}
+
+// The input row as attention left it.
+__device__ __forceinline__ void stage_mean(const Product& part, const Memory& memory) {
+#pragma unroll 1
+  for (int column = static_cast<int>(threadIdx.x) * kPacket; column < part.K; column += kThreads * kPacket) {
+    const int h = column / part.head_width;
+    float mean[kPacket];
+    mean_of_splits(part.partials, part.K / part.head_width, part.splits, part.head_width, h,
+                   column - h * part.head_width, mean);
+    gpu::store_floats(memory.x + column, mean, true, kPacket);
   }
   sync_warps();
 }
