@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kThreads + 32) chain_kernel(const __grid_const
         hopper::init_barrier(memory.full + 8 * s, 1);
         hopper::init_barrier(memory.empty + 8 * s, 1);
       }
+      hopper::store_shared(memory.zeros, 0, 0, 0, 0);
       hopper::publish_barriers();
     }
     __syncthreads();

@@ -17,6 +17,8 @@ constexpr int kSlots = 24;
 // A slot is always read by the same warp: the parity alone does not tell a barrier's next phase from the one before the
 // last, so who waits for a phase must have seen the one before it.
 static_assert(kSlots % kWarps == 0);
+constexpr int kCopyLanes = 1;
+static_assert(kSlots % kCopyLanes == 0);
 constexpr int kSlotRows = 2;  // with SwiGLU the rows of gate and up of one output
 constexpr int kPieceColumns = 1792;
 constexpr int kSlotBytes = kSlotRows * kPieceColumns * 2;
@@ -117,10 +119,11 @@ constexpr int kBarrierBytes = 512;
 constexpr int kReducedBytes = 128;
 constexpr int kQueryBytes = (kMostLatent + kMostRope) * 4;
 constexpr int kNewestBytes = (kMostLatent + kMostRope) * 2;
-static_assert(2 * kSlots * 8 <= kBarrierBytes && 2 * kWarps * 4 <= kReducedBytes);
+static_assert(2 * kSlots * 8 + 16 <= kBarrierBytes && 2 * kWarps * 4 <= kReducedBytes);
 
 struct Memory {
   uint32_t full, empty;  // barriers of the slots
+  uint32_t zeros;        // 16 bytes
   unsigned char* ring;
   float *sums, *reduced;  // [rows][pieces]; [2][kWarps]
   bf16* x;                // a product's input
@@ -131,6 +134,7 @@ struct Memory {
   __device__ explicit Memory(unsigned char* memory)
       : full(static_cast<uint32_t>(__cvta_generic_to_shared(memory))),
         empty(full + 8 * kSlots),
+        zeros(full + 16 * kSlots),
         ring(memory + kBarrierBytes),
         sums(reinterpret_cast<float*>(ring + kSlots * kSlotBytes)),
         reduced(sums + kMostSums),

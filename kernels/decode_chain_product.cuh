@@ -15,29 +15,29 @@ __device__ __forceinline__ uint32_t parity_of(int n) {
   return static_cast<uint32_t>(n / kSlots) & 1;
 }
 
+// The warp that copies: its first lanes take slots in turn.
 __device__ __forceinline__ void copy_weights(const Args& a, const Memory& memory) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  const auto ring = static_cast<uint32_t>(__cvta_generic_to_shared(memory.ring));
-  int n = 0;
+  if (lane >= kCopyLanes) return;
+  const uint32_t ring = decode::shared_address(memory.ring);
+  int n = 0;  // the part's first slot
   for (int p = 0; p < a.count; ++p) {
     if (a.parts[p].kind != Kind::product) continue;
     const Product& part = a.parts[p].product;
-    const int first = part.first(block, blocks), rows = part.rows(block, blocks);
-    for (int r = 0; r < rows; r += kSlotRows) {
-      const int count = min(kSlotRows, rows - r);
-      const bf16* const source = part.row(first, r + min(lane, count - 1));
-      for (int piece = 0; piece < part.pieces; ++piece, ++n) {
-        const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
-        const uint32_t full = memory.full + 8 * slot_of(n);
-        hopper::wait(memory.empty + 8 * slot_of(n), parity_of(n) ^ 1);
-        if (lane == 0) hopper::arrive_expecting(full, static_cast<uint32_t>(count) * bytes);
-        __syncwarp();
-        if (lane < count)
-          hopper::load_bytes(ring + slot_of(n) * kSlotBytes + lane * bytes, source + piece * part.piece_columns, bytes,
-                             full);
-      }
+    const int first = part.first(block, blocks), rows = part.rows(block, blocks), slots = part.slots(rows);
+    for (int s = (lane - n % kCopyLanes + kCopyLanes) % kCopyLanes; s < slots; s += kCopyLanes) {
+      const int slot = slot_of(n + s), pair = s / part.pieces, piece = s - pair * part.pieces, r = pair * kSlotRows;
+      const int count = min(kSlotRows, rows - r), begin = piece * part.piece_columns;
+      const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
+      const uint32_t full = memory.full + 8 * slot, target = ring + slot * kSlotBytes;
+      const bf16* const source = part.row(first, r) + begin;
+      hopper::wait(memory.empty + 8 * slot, parity_of(n + s) ^ 1);
+      hopper::arrive_expecting(full, static_cast<uint32_t>(count) * bytes);
+      hopper::load_bytes(target, source, bytes, full);
+      if (count > 1) hopper::load_bytes(target + bytes, part.row(first, r + 1) + begin, bytes, full);
     }
+    n += slots;
   }
 }
 
@@ -130,23 +130,35 @@ __device__ __forceinline__ void stage_mean(const Product& part, const Memory& me
   sync_warps();
 }
 
-// One slot: x times a piece of two rows; lanes 0 and 16 hold the rows' sums.
-__device__ __forceinline__ float multiply_slot(const bf16* rows, const bf16* x, int columns, bool pair, int lane) {
-  float sums[kSlotRows] = {};
-  const bf16* const second = rows + (pair ? columns : 0);
+// One slot: x times a piece of two rows; lanes 0 and 16 return the rows' sums. On tensor cores: chunks of 64 columns
+// are taken as eight rows of eight, of the weights (the two rows above each other) as of x; the diagonals of their
+// product are what is wanted. Chunks beyond the piece are read from a place that holds zeros.
+__device__ __forceinline__ float multiply_slot(uint32_t rows, uint32_t x, uint32_t zeros, int columns, bool pair,
+                                               int lane) {
+  constexpr int kChunk = 64;
+  const int part = lane / 8, own = lane % 8 * kPacket;
+  const uint32_t weight = rows + (part % 2 && pair ? 2 * static_cast<uint32_t>(columns) : 0);
+  const int weight_column = part / 2 * kChunk + own, x_column = part * kChunk + own;
+  const auto at = [&](uint32_t base, int column) {
+    return column < columns ? base + 2 * static_cast<uint32_t>(column) : zeros;
+  };
+  float even[4] = {}, odd[4] = {};
 #pragma unroll 4
-  for (int c = lane * kPacket; c < columns; c += 32 * kPacket) {
-    const auto v = gpu::load(x + c, true, kPacket), w0 = gpu::load(rows + c, true, kPacket),
-               w1 = gpu::load(second + c, true, kPacket);
-#pragma unroll
-    for (int e = 0; e < kPacket; ++e) {
-      sums[0] += w0[e] * v[e];
-      sums[1] += w1[e] * v[e];
-    }
+  for (int c = 0; c < columns; c += 4 * kChunk) {
+    uint32_t v[4], w0[4], w1[4];
+    flash::load_matrices(w0, at(weight, c + weight_column));
+    flash::load_matrices(v, at(x, c + x_column));
+    flash::load_matrices(w1, at(weight, c + 2 * kChunk + weight_column));
+    flash::multiply_add(even, w0, v[0], v[1]);
+    flash::multiply_add(odd, w1, v[2], v[3]);
   }
+  // Row lane / 4 meets its own column in lanes where that is one of 2 (lane % 4) + {0, 1}.
+  const bool diagonal = lane / 8 == lane % 4, second = lane & 4;
+  const float first_row = second ? even[1] + odd[1] : even[0] + odd[0];
+  const float second_row = second ? even[3] + odd[3] : even[2] + odd[2];
   const bool upper = lane & 16;
-  float sum = upper ? sums[1] : sums[0];
-  sum += __shfl_xor_sync(0xffffffffu, upper ? sums[0] : sums[1], 16);
+  float sum = diagonal ? (upper ? second_row : first_row) : 0.0f;
+  sum += __shfl_xor_sync(0xffffffffu, diagonal ? (upper ? first_row : second_row) : 0.0f, 16);
 #pragma unroll
   for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   return sum;
@@ -157,13 +169,14 @@ __device__ __forceinline__ void multiply_product(const Product& part, const Memo
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
   const int first = part.first(block, blocks), rows = part.rows(block, blocks), slots = part.slots(rows);
+  const uint32_t ring = decode::shared_address(memory.ring), x = decode::shared_address(memory.x);
   // Slots go round the warps, across the borders of parts too.
   for (int s = (warp - n % kWarps + kWarps) % kWarps; s < slots; s += kWarps) {
     const int slot = slot_of(n + s), pair = s / part.pieces, piece = s - pair * part.pieces;
     const bool whole = (pair + 1) * kSlotRows <= rows;
     hopper::wait(memory.full + 8 * slot, parity_of(n + s));
-    const float sum = multiply_slot(reinterpret_cast<const bf16*>(memory.ring + slot * kSlotBytes),
-                                    memory.x + piece * part.piece_columns, part.columns(piece), whole, lane);
+    const float sum = multiply_slot(ring + slot * kSlotBytes, x + 2 * piece * part.piece_columns, memory.zeros,
+                                    part.columns(piece), whole, lane);
     if (lane % 16 == 0 && (lane == 0 || whole)) memory.sums[(pair * kSlotRows + lane / 16) * part.pieces + piece] = sum;
     __syncwarp();
     if (lane == 0) hopper::arrive(memory.empty + 8 * slot);
