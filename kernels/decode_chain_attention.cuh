@@ -67,15 +67,14 @@ constexpr int kTeamRows = 3;  // rows of a team in a group; two groups are under
 struct KeyValues {
   Packet<bf16> k[kTeamRows], v[kTeamRows];
 
+  // Tokens from `end` on are read as the one before it, and are to be left out. There are no branches, so that loads
+  // stay under way until their rows are used.
   __device__ __forceinline__ void load(const bf16* row, const Attend& a, int v_offset, int first, int end) {
 #pragma unroll
     for (int i = 0; i < kTeamRows; ++i) {
-      const int token = first + i * kTeams;
-      k[i] = {};
-      v[i] = {};
-      if (token >= end) continue;
-      k[i] = load_fresh(row + token * a.row_stride);
-      v[i] = load_fresh(row + token * a.row_stride + v_offset);
+      const bf16* const source = row + max(0, min(first + i * kTeams, end - 1)) * a.row_stride;
+      k[i] = load_fresh(source);
+      v[i] = load_fresh(source + v_offset);
     }
   }
 };
@@ -117,20 +116,20 @@ __device__ __forceinline__ Packet<bf16> rotated(const bf16* row, const Attend& a
 
 __device__ __forceinline__ void attend_heads(const Attend& a, const Memory& memory, Meeting& meeting) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, team = thread / kRowLanes;
-  const int column = thread % kRowLanes * kPacket, d = a.width;
-  const bool inside = column < d;
+  const int d = a.width;
+  const bool inside = thread % kRowLanes * kPacket < d;
+  const int column = inside ? thread % kRowLanes * kPacket : 0;
   const int position = *a.position, h = static_cast<int>(blockIdx.x) / a.splits,
             split = static_cast<int>(blockIdx.x) % a.splits, kv = h / a.group;
   if (h >= a.H) return meeting.wait();
   const bf16* const row = a.row + kv * a.k_head + column;
   const int v_offset = a.v_first + kv * (a.v_head - a.k_head);
   const decode::Range past = a.past(split, position);
-  const int end = inside ? past.end : 0;
   Rotation rotation;
-  if (inside) rotation.load(a, position, column);
+  rotation.load(a, position, column);
   KeyValues groups[2];
 #pragma unroll
-  for (int g = 0; g < 2; ++g) groups[g].load(row, a, v_offset, past.first + team + g * kTeamRows * kTeams, end);
+  for (int g = 0; g < 2; ++g) groups[g].load(row, a, v_offset, past.first + team + g * kTeamRows * kTeams, past.end);
   meeting.wait();
   float q[kPacket] = {};
   if (inside) {
@@ -161,16 +160,14 @@ __device__ __forceinline__ void attend_heads(const Attend& a, const Memory& memo
       softmax.raise(scores);
 #pragma unroll
       for (int i = 0; i < kTeamRows; ++i) softmax.add(scores[i], groups[g].v[i]);
-      groups[g].load(row, a, v_offset, own + 2 * kTeamRows * kTeams, end);
+      if (first + (2 + g) * kTeamRows * kTeams < past.end)
+        groups[g].load(row, a, v_offset, own + 2 * kTeamRows * kTeams, past.end);
     }
   }
   if (split == a.splits - 1 && thread < 32) {  // the new token, by the first team
     const bf16* const newest = a.newest + kv * a.k_head;
-    Packet<bf16> k{}, v{};
-    if (inside) {
-      k = rotated(newest, a, rotation, column);
-      v = load_fresh(newest + v_offset + column);
-    }
+    const Packet<bf16> k = rotated(newest, a, rotation, column);
+    const Packet<bf16> v = load_fresh(newest + v_offset + column);
     float scores[1] = {score(k)};
     if (team > 0) scores[0] = -INFINITY;
     softmax.raise(scores);
@@ -187,7 +184,7 @@ __device__ __forceinline__ void attend_heads(const Attend& a, const Memory& memo
   softmax.sum += __shfl_xor_sync(0xffffffffu, softmax.sum, kRowLanes);
 #pragma unroll
   for (float& x : softmax.values) x += __shfl_xor_sync(0xffffffffu, x, kRowLanes);
-  if (lane < kRowLanes) leave_softmax(softmax, memory, column, d, lane);
+  if (lane < kRowLanes) leave_softmax(softmax, memory, lane * kPacket, d, lane);
   merge_warps(a, memory, h, split);
 }
 

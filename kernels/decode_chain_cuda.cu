@@ -12,7 +12,7 @@ namespace chain {  // named, as code that only sm_90a uses would be unused elsew
 
 // kAttention: which attention parts there may be (product: none), as their code crowds out that of products.
 template <Kind kAttention>
-__global__ void __launch_bounds__(kThreads + 32) chain_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kThreads + 32, 1) chain_kernel(const __grid_constant__ Args a) {
   if constexpr (hopper::kCompiled) {
     extern __shared__ __align__(128) unsigned char bytes[];
     const Memory memory(bytes);
@@ -35,14 +35,12 @@ __global__ void __launch_bounds__(kThreads + 32) chain_kernel(const __grid_const
       const Part& part = a.parts[p];
       if (p > 0) meeting.arrive();
       if (part.kind == Kind::product) {
-        if (kAttention != Kind::product && part.product.partials) {
-          meeting.wait();
+        prefetch_norm(part.product, memory);
+        meeting.wait();
+        if (kAttention == Kind::heads && part.product.partials)
           stage_mean(part.product, memory);
-        } else {
-          const NormWeights norm(part.product);
-          meeting.wait();
-          stage_input(part.product, norm, memory);
-        }
+        else
+          stage_input(part.product, memory);
         multiply_product(part.product, memory, n);
       } else if (part.kind == Kind::expand) {
         if constexpr (kAttention != Kind::product) expand_heads(part.expand, memory, meeting);
@@ -69,7 +67,7 @@ bool fits(const DecodeLinear& k, int64_t blocks) {
   const int64_t K = k.x.size(1);
   const int64_t sums = gpu::ceil_div(k.out.size(1), blocks) * (k.swiglu ? 2 : 1) * gpu::ceil_div(K, kPieceColumns);
   return k.out.dtype == DType::bf16 && k.out.size(0) == 1 && k.out.size(1) > 0 && K % kPacket == 0 &&
-         K <= kMostColumns && sums <= kMostSums &&
+         K <= kMostColumns && sums <= kMostSums && (!k.norm_weight.defined() || K <= kMostNormed) &&
          gpu::all_aligned(k.x, k.sum, k.delta, k.norm_weight, k.norm_bias, k.weight);
 }
 

@@ -13,16 +13,15 @@ struct LatentRows {
   Packet<bf16> c[kLatentRows];
   Packet<bf16, 2> k_rope[kLatentRows];
 
+  // As KeyValues::load.
   __device__ __forceinline__ void load(const Attend& a, int lane, int first, int end) {
+    const bf16* const c_source = a.row + min(lane * kPacket, a.width - kPacket);
+    const bf16* const rope_source = a.row + a.width + 2 * min(lane, a.half - 1);
 #pragma unroll
     for (int i = 0; i < kLatentRows; ++i) {
-      const int token = first + i * kWarps;
-      c[i] = {};
-      k_rope[i] = {};
-      if (token >= end) continue;
-      const bf16* const row = a.row + token * a.row_stride;
-      if (lane * kPacket < a.width) c[i] = load_fresh(row + lane * kPacket);
-      if (lane < a.half) k_rope[i].words[0] = __ldcg(reinterpret_cast<const uint32_t*>(row + a.width) + lane);
+      const int64_t row = max(0, min(first + i * kWarps, end - 1)) * a.row_stride;
+      c[i] = load_fresh(c_source + row);
+      k_rope[i].words[0] = __ldcg(reinterpret_cast<const uint32_t*>(rope_source + row));
     }
   }
 };
@@ -87,13 +86,10 @@ __device__ __forceinline__ void attend_latents(const Attend& a, const Memory& me
   if (h >= a.H) return meeting.wait();
   const decode::Range past = a.past(split, position);
   Packet<bf16> up[kNopeRows];
+  const bf16* const own_up = a.up + h * a.up_head + min(column, a.width - kPacket);
 #pragma unroll
-  for (int i = 0; i < kNopeRows; ++i) {
-    const int row = warp + i * kWarps;
-    up[i] = {};
-    if (row < a.rope_first && column < a.width)
-      up[i] = gpu::load(a.up + h * a.up_head + row * a.up_row + column, true, kPacket);
-  }
+  for (int i = 0; i < kNopeRows; ++i)
+    up[i] = gpu::load(own_up + min(warp + i * kWarps, a.rope_first - 1) * a.up_row, true, kPacket);
   prefetch_latents(a, h, past);
   meeting.wait();
   const bf16* const q = a.q + h * a.q_head;
@@ -106,6 +102,7 @@ __device__ __forceinline__ void attend_latents(const Attend& a, const Memory& me
     for (int c = 0; c < kPacket; ++c) sums[c] += x * up[i][c];
   }
   if (column < a.width) memcpy(memory.merge + warp * kMergeStride + column, sums, sizeof(sums));
+  asm volatile("" ::: "memory");  // W^UK makes room for latents
   LatentRows groups[2];
 #pragma unroll
   for (int g = 0; g < 2; ++g) groups[g].load(a, lane, past.first + warp + g * kLatentRows * kWarps, past.end);
@@ -146,7 +143,8 @@ __device__ __forceinline__ void attend_latents(const Attend& a, const Memory& me
       softmax.raise(scores);
 #pragma unroll
       for (int i = 0; i < kLatentRows; ++i) softmax.add(scores[i], groups[g].c[i]);
-      groups[g].load(a, lane, own + 2 * kLatentRows * kWarps, past.end);
+      if (first + (2 + g) * kLatentRows * kWarps < past.end)
+        groups[g].load(a, lane, own + 2 * kLatentRows * kWarps, past.end);
     }
   }
   if (last && warp == 0) {
@@ -170,9 +168,8 @@ __device__ __forceinline__ void expand_heads(const Expand& e, const Memory& memo
   if (h >= e.H) return meeting.wait();
   const int first = e.outputs * chunk / e.splits, end = e.outputs * (chunk + 1) / e.splits;
   const auto load_row = [&](int j) {
-    Packet<bf16> row{};
-    if (j < end && column < e.width) row = gpu::load(e.up + h * e.up_head + j * e.up_row + column, true, kPacket);
-    return row;
+    return gpu::load(e.up + h * e.up_head + min(j, e.outputs - 1) * e.up_row + min(column, e.width - kPacket), true,
+                     kPacket);
   };
   Packet<bf16> rows[kOwn] = {};
   if (e.up) {

@@ -23,8 +23,8 @@ constexpr int kSlotRows = 2;  // with SwiGLU the rows of gate and up of one outp
 constexpr int kPieceColumns = 1792;
 constexpr int kSlotBytes = kSlotRows * kPieceColumns * 2;
 constexpr int kMostSums = 4096;  // pieces of rows of a block
-constexpr int kRounds = 3;       // packets of the input row that a thread owns
-constexpr int kMostColumns = kRounds * kThreads * kPacket;
+constexpr int kMostColumns = 9216;
+constexpr int kMostNormed = 6144;                                  // columns of a normalised input
 constexpr int kMostLatent = 256, kMostRope = 64, kMostNope = 128;  // MLA's d_c, d_r, d_n
 constexpr int kMeeting = 1;                                        // named barrier of the warps that compute
 
@@ -115,6 +115,7 @@ static_assert(sizeof(Args) <= 32764, "more than a kernel's parameters may take")
 
 // Merging warps' softmaxes: kWarps rows of a head's width and m, sum.
 constexpr int kMergeStride = kMostLatent + 4;
+static_assert(2 * kMostNormed <= 4 * kMostSums && 2 * kMostNormed <= 4 * kWarps * kMergeStride);
 constexpr int kBarrierBytes = 512;
 constexpr int kReducedBytes = 128;
 constexpr int kQueryBytes = (kMostLatent + kMostRope) * 4;
@@ -142,6 +143,9 @@ struct Memory {
         merge(reinterpret_cast<float*>(x + kMostColumns)),
         query(merge + kWarps * kMergeStride),
         newest(reinterpret_cast<bf16*>(query + kMostLatent + kMostRope)) {}
+  // A norm's weights, gone before sums are written, and biases.
+  __device__ bf16* norm_weight() const { return reinterpret_cast<bf16*>(sums); }
+  __device__ bf16* norm_bias() const { return reinterpret_cast<bf16*>(merge); }
 };
 constexpr size_t kMemoryBytes = kBarrierBytes + kSlots * kSlotBytes + 4 * kMostSums + kReducedBytes + 2 * kMostColumns +
                                 4 * kWarps * kMergeStride + kQueryBytes + kNewestBytes;

@@ -52,67 +52,79 @@ __device__ __forceinline__ float sum_of_warps(float value, float* reduced) {
   return sum;
 }
 
-// What a part reads that no kernel writes, asked for before its turn.
-struct NormWeights {
-  Packet<bf16> weight[kRounds], bias[kRounds];
-  __device__ explicit NormWeights(const Product& part) {
-#pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
-      if (column >= part.K) continue;
-      if (part.norm_weight) weight[i] = gpu::load(part.norm_weight + column, true, kPacket);
-      if (part.norm_bias) bias[i] = gpu::load(part.norm_bias + column, true, kPacket);
-    }
+// Norm weights come ahead of the input row, to where sums and attention's merging will stand.
+__device__ __forceinline__ void prefetch_norm(const Product& part, const Memory& memory) {
+  if (!part.norm_weight) return;
+#pragma unroll 1
+  for (int column = static_cast<int>(threadIdx.x) * kPacket; column < part.K; column += kThreads * kPacket) {
+    flash::copy_async_16(decode::shared_address(memory.norm_weight() + column), part.norm_weight + column, true);
+    if (part.norm_bias)
+      flash::copy_async_16(decode::shared_address(memory.norm_bias() + column), part.norm_bias + column, true);
   }
-};
+}
 
-// The input row after sum and norm, into shared memory.
-__device__ __forceinline__ void stage_input(const Product& part, const NormWeights& norm, const Memory& memory) {
+// The input row after sum and norm, into shared memory. A thread reads there what it wrote itself.
+__device__ __forceinline__ void stage_input(const Product& part, const Memory& memory) {
   const bf16* const source = part.x + (part.ids ? part.ids[0] * part.x_stride : 0);
-  Packet<bf16> row[kRounds];
+  const int first = static_cast<int>(threadIdx.x) * kPacket;
+  constexpr int kStep = kThreads * kPacket;
+  if (!part.delta && !part.sum && !part.norm_weight) {
+#pragma unroll 1
+    for (int column = first; column < part.K; column += kStep)
+      flash::copy_async_16(decode::shared_address(memory.x + column), source + column, true);
+    flash::wait_for_copies();
+    sync_warps();
+    return;
+  }
   float total = 0, squares = 0;
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
-    if (column >= part.K) continue;
-    row[i] = load_fresh(source + column);
+#pragma unroll 1
+  for (int column = first; column < part.K; column += kStep) {
+    Packet<bf16> row = load_fresh(source + column);
     if (part.delta) {
       const Packet<bf16> delta = load_fresh(part.delta + column);
       float values[kPacket];
 #pragma unroll
-      for (int e = 0; e < kPacket; ++e) values[e] = row[i][e] + delta[e];
-      gpu::round_to(row[i], values);
+      for (int e = 0; e < kPacket; ++e) values[e] = row[e] + delta[e];
+      gpu::round_to(row, values);
     }
-    if (part.sum && blockIdx.x == 0) gpu::store(part.sum + column, row[i], true, kPacket);
+    if (part.sum && blockIdx.x == 0) gpu::store(part.sum + column, row, true, kPacket);
+    gpu::store(memory.x + column, row, true, kPacket);
 #pragma unroll
-    for (int e = 0; e < kPacket; ++e) total += row[i][e];
+    for (int e = 0; e < kPacket; ++e) {
+      total += row[e];
+      squares += row[e] * row[e];
+    }
   }
-  float mean = 0, rstd = 1;
   if (part.norm_weight) {
     const float width = static_cast<float>(part.K);
-    if (part.norm_bias) mean = sum_of_warps(total, memory.reduced) / width;
+    float mean = 0;
+    if (part.norm_bias) {
+      mean = sum_of_warps(total, memory.reduced) / width;
+      squares = 0;
+#pragma unroll 1
+      for (int column = first; column < part.K; column += kStep) {
+        const Packet<bf16> row = gpu::load(memory.x + column, true, kPacket);
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      if ((static_cast<int>(threadIdx.x) + i * kThreads) * kPacket >= part.K) continue;
-#pragma unroll
-      for (int e = 0; e < kPacket; ++e) squares += (row[i][e] - mean) * (row[i][e] - mean);
+        for (int e = 0; e < kPacket; ++e) squares += (row[e] - mean) * (row[e] - mean);
+      }
     }
-    rstd = rsqrtf(sum_of_warps(squares, memory.reduced + kWarps) / width + part.eps);
-  }
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int column = (static_cast<int>(threadIdx.x) + i * kThreads) * kPacket;
-    if (column >= part.K) continue;
-    if (part.norm_weight) {
+    const float rstd = rsqrtf(sum_of_warps(squares, memory.reduced + kWarps) / width + part.eps);
+    flash::wait_for_copies();
+#pragma unroll 1
+    for (int column = first; column < part.K; column += kStep) {
+      Packet<bf16> row = gpu::load(memory.x + column, true, kPacket);
+      const Packet<bf16> weight = gpu::load(memory.norm_weight() + column, true, kPacket);
       float values[kPacket];
 #pragma unroll
-      for (int e = 0; e < kPacket; ++e) {
-        values[e] = (row[i][e] - mean) * rstd * norm.weight[i][e];
-        if (part.norm_bias) values[e] += norm.bias[i][e];
+      for (int e = 0; e < kPacket; ++e) values[e] = (row[e] - mean) * rstd * weight[e];
+      if (part.norm_bias) {
+        const Packet<bf16> bias = gpu::load(memory.norm_bias() + column, true, kPacket);
+#pragma unroll
+        for (int e = 0; e < kPacket; ++e) values[e] += bias[e];
       }
-      gpu::round_to(row[i], values);
+      gpu::round_to(row, values);
+      gpu::store(memory.x + column, row, true, kPacket);
     }
-    gpu::store(memory.x + column, row[i], true, kPacket);
   }
   sync_warps();
 }
