@@ -17,8 +17,9 @@ constexpr int kSlots = 24;
 // A slot is always read by the same warp: the parity alone does not tell a barrier's next phase from the one before the
 // last, so who waits for a phase must have seen the one before it.
 static_assert(kSlots % kWarps == 0);
-constexpr int kCopyLanes = 1;
-static_assert(kSlots % kCopyLanes == 0);
+// Copies of a block that are under way at once: enough for the memory's whole rate; with more, whatever blocks tell
+// each other would stand in line behind them.
+constexpr int kUnderWay = 6;
 constexpr int kSlotRows = 2;  // with SwiGLU the rows of gate and up of one output
 constexpr int kPieceColumns = 1792;
 constexpr int kSlotBytes = kSlotRows * kPieceColumns * 2;
@@ -177,8 +178,8 @@ class Meeting {
     arrived_ = true;
     sync_warps();
     if (threadIdx.x > 0) return;
-    __threadfence();
-    before_ = atomicAdd(turn_, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u);
+    const uint32_t step = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before_) : "l"(turn_), "r"(step) : "memory");
   }
 
  private:

@@ -15,29 +15,30 @@ __device__ __forceinline__ uint32_t parity_of(int n) {
   return static_cast<uint32_t>(n / kSlots) & 1;
 }
 
-// The warp that copies: its first lanes take slots in turn.
+// What the copying warp does, by one thread.
 __device__ __forceinline__ void copy_weights(const Args& a, const Memory& memory) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x % 32 > 0) return;
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  if (lane >= kCopyLanes) return;
   const uint32_t ring = decode::shared_address(memory.ring);
-  int n = 0;  // the part's first slot
+  int n = 0;
   for (int p = 0; p < a.count; ++p) {
     if (a.parts[p].kind != Kind::product) continue;
     const Product& part = a.parts[p].product;
-    const int first = part.first(block, blocks), rows = part.rows(block, blocks), slots = part.slots(rows);
-    for (int s = (lane - n % kCopyLanes + kCopyLanes) % kCopyLanes; s < slots; s += kCopyLanes) {
-      const int slot = slot_of(n + s), pair = s / part.pieces, piece = s - pair * part.pieces, r = pair * kSlotRows;
-      const int count = min(kSlotRows, rows - r), begin = piece * part.piece_columns;
-      const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
-      const uint32_t full = memory.full + 8 * slot, target = ring + slot * kSlotBytes;
-      const bf16* const source = part.row(first, r) + begin;
-      hopper::wait(memory.empty + 8 * slot, parity_of(n + s) ^ 1);
-      hopper::arrive_expecting(full, static_cast<uint32_t>(count) * bytes);
-      hopper::load_bytes(target, source, bytes, full);
-      if (count > 1) hopper::load_bytes(target + bytes, part.row(first, r + 1) + begin, bytes, full);
+    const int first = part.first(block, blocks), rows = part.rows(block, blocks);
+    for (int r = 0; r < rows; r += kSlotRows) {
+      const int count = min(kSlotRows, rows - r);
+      const bf16 *const source = part.row(first, r), *const second = part.row(first, r + count - 1);
+      for (int piece = 0; piece < part.pieces; ++piece, ++n) {
+        const int slot = slot_of(n), begin = piece * part.piece_columns;
+        const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
+        const uint32_t full = memory.full + 8 * slot, target = ring + slot * kSlotBytes;
+        if (n >= kUnderWay) hopper::wait(memory.full + 8 * slot_of(n - kUnderWay), parity_of(n - kUnderWay));
+        hopper::wait(memory.empty + 8 * slot, parity_of(n) ^ 1);
+        hopper::arrive_expecting(full, static_cast<uint32_t>(count) * bytes);
+        hopper::load_bytes(target, source + begin, bytes, full);
+        if (count > 1) hopper::load_bytes(target + bytes, second + begin, bytes, full);
+      }
     }
-    n += slots;
   }
 }
 
