@@ -12,25 +12,21 @@ namespace chain {  // named, as code that only sm_90a uses would be unused elsew
 
 // kAttention: which attention parts there may be (product: none), as their code crowds out that of products.
 template <Kind kAttention>
-__global__ void __launch_bounds__(kThreads + 32, 1) chain_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constant__ Args a) {
   if constexpr (hopper::kCompiled) {
     extern __shared__ __align__(128) unsigned char bytes[];
     const Memory memory(bytes);
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread == 0) {
-      for (int s = 0; s < kSlots; ++s) {
-        hopper::init_barrier(memory.full + 8 * s, 1);
-        hopper::init_barrier(memory.empty + 8 * s, 1);
-      }
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < kSlots; ++s) hopper::init_barrier(memory.full + 8 * s, 1);
       hopper::store_shared(memory.zeros, 0, 0, 0, 0);
       hopper::publish_barriers();
     }
     __syncthreads();
     gpu::release_next();
-    if (thread >= kThreads) return copy_weights(a, memory);
+    Weights weights(a, memory);
+    int own = static_cast<int>(threadIdx.x) / 32;
     gpu::wait_for_previous();
     Meeting meeting(a.turn);
-    int n = 0;
     for (int p = 0; p < a.count; ++p) {
       const Part& part = a.parts[p];
       if (p > 0) meeting.arrive();
@@ -41,7 +37,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) chain_kernel(const __grid_co
           stage_mean(part.product, memory);
         else
           stage_input(part.product, memory);
-        multiply_product(part.product, memory, n);
+        multiply_product(part.product, memory, weights, own);
       } else if (part.kind == Kind::expand) {
         if constexpr (kAttention != Kind::product) expand_heads(part.expand, memory, meeting);
       } else {
@@ -63,11 +59,19 @@ T* data_of(const View& view) {
   return view.defined() ? view.as<T>() : nullptr;
 }
 
+// A number that divides that of the warps, so that all slots of a warp are of the same piece.
+int64_t pieces_of(int64_t K) {
+  int64_t pieces = gpu::ceil_div(K, kPieceColumns);
+  while (kWarps % pieces != 0) ++pieces;
+  return pieces;
+}
+
 bool fits(const DecodeLinear& k, int64_t blocks) {
   const int64_t K = k.x.size(1);
-  const int64_t sums = gpu::ceil_div(k.out.size(1), blocks) * (k.swiglu ? 2 : 1) * gpu::ceil_div(K, kPieceColumns);
+  if (K > kMostColumns) return false;
+  const int64_t sums = gpu::ceil_div(k.out.size(1), blocks) * (k.swiglu ? 2 : 1) * pieces_of(K);
   return k.out.dtype == DType::bf16 && k.out.size(0) == 1 && k.out.size(1) > 0 && K % kPacket == 0 &&
-         K <= kMostColumns && sums <= kMostSums && (!k.norm_weight.defined() || K <= kMostNormed) &&
+         sums <= kMostSums && (!k.norm_weight.defined() || K <= kMostNormed) &&
          gpu::all_aligned(k.x, k.sum, k.delta, k.norm_weight, k.norm_bias, k.weight);
 }
 
@@ -105,7 +109,7 @@ bool fits(const DecodeAttend& k, int64_t blocks) {
 }
 
 Product product_of(const DecodeLinear& k) {
-  const int64_t K = k.x.size(1), pieces = gpu::ceil_div(K, kPieceColumns);
+  const int64_t K = k.x.size(1), pieces = pieces_of(K);
   return {.out = k.out.as<bf16>(),
           .sum = data_of<bf16>(k.sum),
           .x = k.x.as<bf16>(),
@@ -231,7 +235,7 @@ void run(CudaContext& context, const DecodeChain& k) {
     const auto kernel = attention == Kind::heads    ? chain_kernel<Kind::heads>
                         : attention == Kind::latent ? chain_kernel<Kind::latent>
                                                     : chain_kernel<Kind::product>;
-    launch_chained(context, DecodeChain::kName, static_cast<unsigned>(context.state().multiprocessors), kThreads + 32,
+    launch_chained(context, DecodeChain::kName, static_cast<unsigned>(context.state().multiprocessors), kThreads,
                    kMemoryBytes, kernel, a);
     a.count = 0;
     attention = Kind::product;

@@ -11,15 +11,10 @@ namespace egmla::chain {
 using gpu::kPacket;
 using gpu::Packet;
 
-constexpr int kWarps = 12;  // that compute; one more copies
+constexpr int kWarps = 12;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kSlots = 24;
-// A slot is always read by the same warp: the parity alone does not tell a barrier's next phase from the one before the
-// last, so who waits for a phase must have seen the one before it.
-static_assert(kSlots % kWarps == 0);
-// Copies of a block that are under way at once: enough for the memory's whole rate; with more, whatever blocks tell
-// each other would stand in line behind them.
-constexpr int kUnderWay = 6;
+constexpr int kOwnSlots = 2;  // of a warp
+constexpr int kSlots = kWarps * kOwnSlots;
 constexpr int kSlotRows = 2;  // with SwiGLU the rows of gate and up of one output
 constexpr int kPieceColumns = 1792;
 constexpr int kSlotBytes = kSlotRows * kPieceColumns * 2;
@@ -27,7 +22,6 @@ constexpr int kMostSums = 4096;  // pieces of rows of a block
 constexpr int kMostColumns = 9216;
 constexpr int kMostNormed = 6144;                                  // columns of a normalised input
 constexpr int kMostLatent = 256, kMostRope = 64, kMostNope = 128;  // MLA's d_c, d_r, d_n
-constexpr int kMeeting = 1;                                        // named barrier of the warps that compute
 
 // A product. Its input row is x, a row of x by ids, or (partials) the mean over splits that a part of attention left.
 struct Product {
@@ -41,12 +35,8 @@ struct Product {
   bool swiglu;
 
   // Outputs [first, end) of a block; its rows of the weight are twice as many with SwiGLU: gate, up, gate, up, ...
-  __device__ int first(int block, int blocks) const { return static_cast<int>(int64_t{N} * block / blocks); }
-  __device__ int rows(int block, int blocks) const {
-    return (first(block + 1, blocks) - first(block, blocks)) * (swiglu ? 2 : 1);
-  }
-  // Slots it takes: pieces of pairs of rows.
-  __device__ int slots(int rows) const { return (rows + kSlotRows - 1) / kSlotRows * pieces; }
+  __device__ int first(unsigned block) const { return static_cast<int>(static_cast<unsigned>(N) * block / gridDim.x); }
+  __device__ int rows() const { return (first(blockIdx.x + 1) - first(blockIdx.x)) * (swiglu ? 2 : 1); }
   __device__ const bf16* row(int first_output, int r) const {
     const int at = swiglu ? first_output + r / 2 + (r % 2 ? N : 0) : first_output + r;
     return weight + at * weight_stride;
@@ -117,15 +107,15 @@ static_assert(sizeof(Args) <= 32764, "more than a kernel's parameters may take")
 // Merging warps' softmaxes: kWarps rows of a head's width and m, sum.
 constexpr int kMergeStride = kMostLatent + 4;
 static_assert(2 * kMostNormed <= 4 * kMostSums && 2 * kMostNormed <= 4 * kWarps * kMergeStride);
-constexpr int kBarrierBytes = 512;
+constexpr int kBarrierBytes = 256;
 constexpr int kReducedBytes = 128;
 constexpr int kQueryBytes = (kMostLatent + kMostRope) * 4;
 constexpr int kNewestBytes = (kMostLatent + kMostRope) * 2;
-static_assert(2 * kSlots * 8 + 16 <= kBarrierBytes && 2 * kWarps * 4 <= kReducedBytes);
+static_assert(kSlots * 8 + 16 <= kBarrierBytes && 2 * kWarps * 4 <= kReducedBytes);
 
 struct Memory {
-  uint32_t full, empty;  // barriers of the slots
-  uint32_t zeros;        // 16 bytes
+  uint32_t full;   // barriers of the slots
+  uint32_t zeros;  // 16 bytes
   unsigned char* ring;
   float *sums, *reduced;  // [rows][pieces]; [2][kWarps]
   bf16* x;                // a product's input
@@ -135,8 +125,7 @@ struct Memory {
 
   __device__ explicit Memory(unsigned char* memory)
       : full(static_cast<uint32_t>(__cvta_generic_to_shared(memory))),
-        empty(full + 8 * kSlots),
-        zeros(full + 16 * kSlots),
+        zeros(full + 8 * kSlots),
         ring(memory + kBarrierBytes),
         sums(reinterpret_cast<float*>(ring + kSlots * kSlotBytes)),
         reduced(sums + kMostSums),
@@ -151,10 +140,6 @@ struct Memory {
 constexpr size_t kMemoryBytes = kBarrierBytes + kSlots * kSlotBytes + 4 * kMostSums + kReducedBytes + 2 * kMostColumns +
                                 4 * kWarps * kMergeStride + kQueryBytes + kNewestBytes;
 static_assert(kMemoryBytes <= 227 * 1024);
-
-__device__ __forceinline__ void sync_warps() {
-  hopper::sync_named(kMeeting, kThreads);
-}
 
 // ---- between parts all blocks meet ----
 
@@ -171,12 +156,12 @@ class Meeting {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turn_) : "memory");
       } while (((now ^ before_) & 0x80000000u) == 0);
     }
-    sync_warps();
+    __syncthreads();
   }
   // The first block's arrival is 2^31 less the others, so the last one flips the highest bit.
   __device__ __forceinline__ void arrive() {
     arrived_ = true;
-    sync_warps();
+    __syncthreads();
     if (threadIdx.x > 0) return;
     const uint32_t step = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
     asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before_) : "l"(turn_), "r"(step) : "memory");

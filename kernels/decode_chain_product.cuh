@@ -1,52 +1,86 @@
-// Products of a chain. A warp of its own copies the block's rows of all weights into a ring in shared memory, one
-// product after the other and as far ahead as the ring reaches, past attention too; the others multiply a slot each.
-// What a warp leaves is the sum of a piece of a row; the pieces are added in their order.
+// Products of a chain. Each warp has two slots of shared memory, and asks for its share of the weights as soon as a
+// slot is free: one product after the other, past attention and meetings too. A slot is a piece of two rows; what a
+// warp leaves is the pieces' sums, which are added in their order.
 #pragma once
 
 #include "kernels/decode_chain_part.cuh"
 
 namespace egmla::chain {
 
-// The n-th slot of a kernel's life.
-__device__ __forceinline__ int slot_of(int n) {
-  return n % kSlots;
-}
-__device__ __forceinline__ uint32_t parity_of(int n) {
-  return static_cast<uint32_t>(n / kSlots) & 1;
-}
+// A warp's way through all slots of the block: slot s of a product belongs to it if s = own (mod kWarps), where `own`
+// goes on across products.
+class Weights {
+ public:
+  __device__ Weights(const Args& a, const Memory& memory)
+      : a_(a),
+        full_(memory.full + 8 * kOwnSlots * warp()),
+        ring_(decode::shared_address(memory.ring) + kOwnSlots * kSlotBytes * warp()),
+        s_(warp()) {
+    enter();
+    for (int i = 0; i < kOwnSlots; ++i) ask(i);
+  }
 
-// What the copying warp does, by one thread.
-__device__ __forceinline__ void copy_weights(const Args& a, const Memory& memory) {
-  if (threadIdx.x % 32 > 0) return;
-  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  const uint32_t ring = decode::shared_address(memory.ring);
-  int n = 0;
-  for (int p = 0; p < a.count; ++p) {
-    if (a.parts[p].kind != Kind::product) continue;
-    const Product& part = a.parts[p].product;
-    const int first = part.first(block, blocks), rows = part.rows(block, blocks);
-    for (int r = 0; r < rows; r += kSlotRows) {
-      const int count = min(kSlotRows, rows - r);
-      const bf16 *const source = part.row(first, r), *const second = part.row(first, r + count - 1);
-      for (int piece = 0; piece < part.pieces; ++piece, ++n) {
-        const int slot = slot_of(n), begin = piece * part.piece_columns;
-        const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
-        const uint32_t full = memory.full + 8 * slot, target = ring + slot * kSlotBytes;
-        if (n >= kUnderWay) hopper::wait(memory.full + 8 * slot_of(n - kUnderWay), parity_of(n - kUnderWay));
-        hopper::wait(memory.empty + 8 * slot, parity_of(n) ^ 1);
-        hopper::arrive_expecting(full, static_cast<uint32_t>(count) * bytes);
-        hopper::load_bytes(target, source + begin, bytes, full);
-        if (count > 1) hopper::load_bytes(target + bytes, second + begin, bytes, full);
+  // The next slot's address once it is there.
+  __device__ __forceinline__ uint32_t take() const {
+    hopper::wait(full_ + 8 * (taken_ % kOwnSlots), taken_ / kOwnSlots & 1);
+    return ring_ + taken_ % kOwnSlots * kSlotBytes;
+  }
+  // It has been read.
+  __device__ __forceinline__ void give_back() {
+    __syncwarp();
+    ask(taken_++ % kOwnSlots);
+  }
+
+ private:
+  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+
+  // Goes on to the product that has slot s_.
+  __device__ __forceinline__ void enter() {
+    for (;; ++p_) {
+      if (p_ >= a_.count) return;
+      if (a_.parts[p_].kind != Kind::product) continue;
+      const Product& part = a_.parts[p_].product;
+      rows_ = part.rows();
+      slots_ = (rows_ + kSlotRows - 1) / kSlotRows * part.pieces;
+      if (s_ < slots_) {
+        first_ = part.first(blockIdx.x);
+        return;
       }
+      s_ -= slots_;
     }
   }
-}
+  // Copies slot s_ and goes on.
+  __device__ __forceinline__ void ask(int slot) {
+    if (p_ >= a_.count) return;
+    if (threadIdx.x % 32 == 0) {
+      const Product& part = a_.parts[p_].product;
+      const int pair = s_ / part.pieces, piece = s_ - pair * part.pieces, r = pair * kSlotRows;
+      const bool whole = r + 1 < rows_;
+      const uint32_t bytes = static_cast<uint32_t>(part.columns(piece)) * 2u, full = full_ + 8 * slot,
+                     target = ring_ + slot * kSlotBytes;
+      const int begin = piece * part.piece_columns;
+      hopper::arrive_expecting(full, whole ? 2 * bytes : bytes);
+      hopper::load_bytes(target, part.row(first_, r) + begin, bytes, full);
+      if (whole) hopper::load_bytes(target + bytes, part.row(first_, r + 1) + begin, bytes, full);
+    }
+    s_ += kWarps;
+    if (s_ < slots_) return;
+    s_ -= slots_;
+    ++p_;
+    enter();
+  }
+
+  const Args& a_;
+  uint32_t full_, ring_;
+  int s_, p_ = 0, first_ = 0, rows_ = 0, slots_ = 0;  // what is asked for next
+  int taken_ = 0;
+};
 
 // Over the warps that multiply, in their order.
 __device__ __forceinline__ float sum_of_warps(float value, float* reduced) {
   value = gpu::warp_sum(value);
   if (threadIdx.x % 32 == 0) reduced[threadIdx.x / 32] = value;
-  sync_warps();
+  __syncthreads();
   float sum = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) sum += reduced[w];
@@ -74,7 +108,7 @@ __device__ __forceinline__ void stage_input(const Product& part, const Memory& m
     for (int column = first; column < part.K; column += kStep)
       flash::copy_async_16(decode::shared_address(memory.x + column), source + column, true);
     flash::wait_for_copies();
-    sync_warps();
+    __syncthreads();
     return;
   }
   float total = 0, squares = 0;
@@ -127,7 +161,7 @@ __device__ __forceinline__ void stage_input(const Product& part, const Memory& m
       gpu::store(memory.x + column, row, true, kPacket);
     }
   }
-  sync_warps();
+  __syncthreads();
 }
 
 // The input row as attention left it.
@@ -140,62 +174,74 @@ __device__ __forceinline__ void stage_mean(const Product& part, const Memory& me
                    column - h * part.head_width, mean);
     gpu::store_floats(memory.x + column, mean, true, kPacket);
   }
-  sync_warps();
+  __syncthreads();
 }
 
-// One slot: x times a piece of two rows; lanes 0 and 16 return the rows' sums. On tensor cores: chunks of 64 columns
-// are taken as eight rows of eight, of the weights (the two rows above each other) as of x; the diagonals of their
-// product are what is wanted. Chunks beyond the piece are read from a place that holds zeros.
-__device__ __forceinline__ float multiply_slot(uint32_t rows, uint32_t x, uint32_t zeros, int columns, bool pair,
-                                               int lane) {
-  constexpr int kChunk = 64;
-  const int part = lane / 8, own = lane % 8 * kPacket;
-  const uint32_t weight = rows + (part % 2 && pair ? 2 * static_cast<uint32_t>(columns) : 0);
-  const int weight_column = part / 2 * kChunk + own, x_column = part * kChunk + own;
-  const auto at = [&](uint32_t base, int column) {
-    return column < columns ? base + 2 * static_cast<uint32_t>(column) : zeros;
-  };
-  float even[4] = {}, odd[4] = {};
-#pragma unroll 4
-  for (int c = 0; c < columns; c += 4 * kChunk) {
-    uint32_t v[4], w0[4], w1[4];
-    flash::load_matrices(w0, at(weight, c + weight_column));
-    flash::load_matrices(v, at(x, c + x_column));
-    flash::load_matrices(w1, at(weight, c + 2 * kChunk + weight_column));
-    flash::multiply_add(even, w0, v[0], v[1]);
-    flash::multiply_add(odd, w1, v[2], v[3]);
-  }
-  // Row lane / 4 meets its own column in lanes where that is one of 2 (lane % 4) + {0, 1}.
-  const bool diagonal = lane / 8 == lane % 4, second = lane & 4;
-  const float first_row = second ? even[1] + odd[1] : even[0] + odd[0];
-  const float second_row = second ? even[3] + odd[3] : even[2] + odd[2];
-  const bool upper = lane & 16;
-  float sum = diagonal ? (upper ? second_row : first_row) : 0.0f;
-  sum += __shfl_xor_sync(0xffffffffu, diagonal ? (upper ? first_row : second_row) : 0.0f, 16);
+// A piece of x as a warp holds it for the tensor cores: chunks of 64 columns, each as eight rows of eight.
+struct Fragments {
+  static constexpr int kChunk = 64, kStep = 4 * kChunk, kSteps = kPieceColumns / kStep;
+  uint32_t words[kSteps][4];
+
+  __device__ __forceinline__ void load(uint32_t x, uint32_t zeros, int columns, int lane) {
 #pragma unroll
-  for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  return sum;
+    for (int i = 0; i < kSteps; ++i) {
+      const int column = i * kStep + lane * kPacket;
+      flash::load_matrices(words[i], column < columns ? x + 2 * static_cast<uint32_t>(column) : zeros);
+    }
+  }
+};
+static_assert(kPieceColumns % Fragments::kStep == 0);
+
+// x times the piece of two rows in a slot; lanes 0 and 4 return the rows' sums. Both rows' chunks stand above each
+// other as x's do, and the diagonals of their product with x are what is wanted. Beyond the piece zeros are read.
+__device__ __forceinline__ float multiply_slot(const Fragments& x, uint32_t rows, uint32_t zeros, int columns,
+                                               bool pair, int lane) {
+  constexpr int kChunk = Fragments::kChunk, kStep = Fragments::kStep;
+  const int own = lane / 16 * kChunk + lane % 8 * kPacket;
+  const uint32_t row = rows + (lane & 8 && pair ? 2 * static_cast<uint32_t>(columns) : 0);
+  float even[4] = {}, odd[4] = {};
+#pragma unroll
+  for (int i = 0; i < Fragments::kSteps; ++i) {
+    if (i * kStep >= columns) break;
+    uint32_t low[4], high[4];
+    const int column = i * kStep + own;
+    const uint32_t address = row + 2 * static_cast<uint32_t>(column);
+    const bool inside = (i + 1) * kStep <= columns;
+    flash::load_matrices(low, inside || column < columns ? address : zeros);
+    flash::load_matrices(high, inside || column + 2 * kChunk < columns ? address + 4 * kChunk : zeros);
+    flash::multiply_add(even, low, x.words[i][0], x.words[i][1]);
+    flash::multiply_add(odd, high, x.words[i][2], x.words[i][3]);
+  }
+  // Row lane / 4 meets its own column, 2 (lane % 4) + {0, 1}, in lanes 9 j and 9 j + 4.
+  const bool second = lane & 4;
+  const float own_row = second ? even[3] + odd[3] : even[0] + odd[0];
+  const float other_row = second ? even[1] + odd[1] : even[2] + odd[2];
+  float sum = own_row + __shfl_xor_sync(0xffffffffu, other_row, 4);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 9);
+  return sum + __shfl_xor_sync(0xffffffffu, sum, 18);
 }
 
-// Multiplies a product; n: the first slot behind it.
-__device__ __forceinline__ void multiply_product(const Product& part, const Memory& memory, int& n) {
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  const int first = part.first(block, blocks), rows = part.rows(block, blocks), slots = part.slots(rows);
-  const uint32_t ring = decode::shared_address(memory.ring), x = decode::shared_address(memory.x);
-  // Slots go round the warps, across the borders of parts too.
-  for (int s = (warp - n % kWarps + kWarps) % kWarps; s < slots; s += kWarps) {
-    const int slot = slot_of(n + s), pair = s / part.pieces, piece = s - pair * part.pieces;
-    const bool whole = (pair + 1) * kSlotRows <= rows;
-    hopper::wait(memory.full + 8 * slot, parity_of(n + s));
-    const float sum = multiply_slot(ring + slot * kSlotBytes, x + 2 * piece * part.piece_columns, memory.zeros,
-                                    part.columns(piece), whole, lane);
-    if (lane % 16 == 0 && (lane == 0 || whole)) memory.sums[(pair * kSlotRows + lane / 16) * part.pieces + piece] = sum;
-    __syncwarp();
-    if (lane == 0) hopper::arrive(memory.empty + 8 * slot);
+// Multiplies a product; `own`: the warp's first slot of it, then of the next one.
+__device__ __forceinline__ void multiply_product(const Product& part, const Memory& memory, Weights& weights,
+                                                 int& own) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int first = part.first(blockIdx.x), rows = part.rows(),
+            slots = (rows + kSlotRows - 1) / kSlotRows * part.pieces;
+  if (own < slots) {
+    const int piece = own % part.pieces, columns = part.columns(piece);  // of all the warp's slots
+    Fragments x;
+    x.load(decode::shared_address(memory.x + piece * part.piece_columns), memory.zeros, columns, lane);
+#pragma unroll 1
+    for (; own < slots; own += kWarps) {
+      const int r = own / part.pieces * kSlotRows;
+      const bool whole = r + 1 < rows;
+      const float sum = multiply_slot(x, weights.take(), memory.zeros, columns, whole, lane);
+      weights.give_back();
+      if (lane % 4 == 0 && (lane == 0 || (lane == 4 && whole))) memory.sums[(r + lane / 4) * part.pieces + piece] = sum;
+    }
   }
-  n += slots;
-  sync_warps();
+  own -= slots;
+  __syncthreads();
   const auto row_sum = [&](int r) {
     float sum = 0;
     for (int piece = 0; piece < part.pieces; ++piece) sum += memory.sums[r * part.pieces + piece];
