@@ -44,7 +44,7 @@ __device__ __forceinline__ void leave_softmax(const Softmax<kPacket>& softmax, c
 
 // Adds the warps' softmaxes in their order and leaves the block's to the other blocks.
 __device__ __forceinline__ void merge_warps(const Attend& a, const Memory& memory, int h, int split) {
-  __syncthreads();
+  sync_warps();
   const int thread = static_cast<int>(threadIdx.x);
   float best = -1e30f, sum = 0, value = 0;
 #pragma unroll

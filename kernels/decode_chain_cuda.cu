@@ -12,21 +12,26 @@ namespace chain {  // named, as code that only sm_90a uses would be unused elsew
 
 // kAttention: which attention parts there may be (product: none), as their code crowds out that of products.
 template <Kind kAttention>
-__global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kAllThreads, 1) chain_kernel(const __grid_constant__ Args a) {
   if constexpr (hopper::kCompiled) {
     extern __shared__ __align__(128) unsigned char bytes[];
     const Memory memory(bytes);
     if (threadIdx.x == 0) {
-      for (int s = 0; s < kSlots; ++s) hopper::init_barrier(memory.full + 8 * s, 1);
+      for (int s = 0; s < kSlots; ++s) {
+        hopper::init_barrier(memory.full + 8 * s, 1);
+        hopper::init_barrier(memory.empty + 8 * s, 1);
+      }
       hopper::store_shared(memory.zeros, 0, 0, 0, 0);
       hopper::publish_barriers();
     }
     __syncthreads();
     gpu::release_next();
-    Weights weights(a, memory);
-    int own = static_cast<int>(threadIdx.x) / 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    if (warp == kWarps) return copy_weights(a, memory);
     gpu::wait_for_previous();
-    Meeting meeting(a.turn);
+    if (warp == kWarps + 1) return meet_blocks(a);
+    Meeting meeting;
+    int n = 0;
     for (int p = 0; p < a.count; ++p) {
       const Part& part = a.parts[p];
       if (p > 0) meeting.arrive();
@@ -37,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constan
           stage_mean(part.product, memory);
         else
           stage_input(part.product, memory);
-        multiply_product(part.product, memory, weights, own);
+        multiply_product(part.product, memory, n);
       } else if (part.kind == Kind::expand) {
         if constexpr (kAttention != Kind::product) expand_heads(part.expand, memory, meeting);
       } else {
@@ -235,7 +240,7 @@ void run(CudaContext& context, const DecodeChain& k) {
     const auto kernel = attention == Kind::heads    ? chain_kernel<Kind::heads>
                         : attention == Kind::latent ? chain_kernel<Kind::latent>
                                                     : chain_kernel<Kind::product>;
-    launch_chained(context, DecodeChain::kName, static_cast<unsigned>(context.state().multiprocessors), kThreads,
+    launch_chained(context, DecodeChain::kName, static_cast<unsigned>(context.state().multiprocessors), kAllThreads,
                    kMemoryBytes, kernel, a);
     a.count = 0;
     attention = Kind::product;

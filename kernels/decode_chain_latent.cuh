@@ -111,14 +111,14 @@ __device__ __forceinline__ void attend_latents(const Attend& a, const Memory& me
                 [&](int at, bf16 x) { memory.query[a.width + at] = gpu::to_float(x) * a.scale; });
   const bool last = split == a.splits - 1;
   if (warp == kWarps - 2 && last) append_latent(a, memory, position, h == 0, lane);
-  __syncthreads();
+  sync_warps();
   if (thread < a.width) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += memory.merge[w * kMergeStride + thread];
     memory.query[thread] = gpu::to_float(__float2bfloat16(sum)) * a.scale;
   }
-  __syncthreads();
+  sync_warps();
   float query[kPacket] = {}, rope[2] = {};
   if (column < a.width) memcpy(query, memory.query + column, sizeof(query));
   if (lane < a.half) memcpy(rope, memory.query + a.width + 2 * lane, sizeof(rope));
@@ -188,7 +188,7 @@ __device__ __forceinline__ void expand_heads(const Expand& e, const Memory& memo
       e.out[h * e.out_head + j] = __float2bfloat16(mean[0]);
   }
   if (!e.up) return;
-  __syncthreads();
+  sync_warps();
   float x[kPacket] = {};
   if (column < e.width) memcpy(x, memory.query + column, sizeof(x));
 #pragma unroll 1

@@ -11,16 +11,19 @@ namespace egmla::chain {
 using gpu::kPacket;
 using gpu::Packet;
 
-constexpr int kWarps = 12;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kOwnSlots = 2;  // of a warp
-constexpr int kSlots = kWarps * kOwnSlots;
+constexpr int kWarps = 12;                  // that compute
+constexpr int kThreads = 32 * kWarps;       // theirs
+constexpr int kAllThreads = kThreads + 64;  // with a warp that copies and one that meets other blocks
+constexpr int kSlots = 24;
+// A slot is always read by the same warp: the parity alone does not tell a barrier's next phase from the one before the
+// last, so who waits for a phase must have seen the one before it.
+static_assert(kSlots % kWarps == 0);
 constexpr int kSlotRows = 2;  // with SwiGLU the rows of gate and up of one output
 constexpr int kPieceColumns = 1792;
 constexpr int kSlotBytes = kSlotRows * kPieceColumns * 2;
-constexpr int kMostSums = 4096;  // pieces of rows of a block
+constexpr int kMostSums = 2048;  // pieces of rows of a block
 constexpr int kMostColumns = 9216;
-constexpr int kMostNormed = 6144;                                  // columns of a normalised input
+constexpr int kMostNormed = 4096;                                  // columns of a normalised input
 constexpr int kMostLatent = 256, kMostRope = 64, kMostNope = 128;  // MLA's d_c, d_r, d_n
 
 // A product. Its input row is x, a row of x by ids, or (partials) the mean over splits that a part of attention left.
@@ -106,72 +109,83 @@ static_assert(sizeof(Args) <= 32764, "more than a kernel's parameters may take")
 
 // Merging warps' softmaxes: kWarps rows of a head's width and m, sum.
 constexpr int kMergeStride = kMostLatent + 4;
-static_assert(2 * kMostNormed <= 4 * kMostSums && 2 * kMostNormed <= 4 * kWarps * kMergeStride);
-constexpr int kBarrierBytes = 256;
+constexpr int kBarrierBytes = 512;
 constexpr int kReducedBytes = 128;
 constexpr int kQueryBytes = (kMostLatent + kMostRope) * 4;
 constexpr int kNewestBytes = (kMostLatent + kMostRope) * 2;
-static_assert(kSlots * 8 + 16 <= kBarrierBytes && 2 * kWarps * 4 <= kReducedBytes);
+static_assert(2 * kSlots * 8 + 16 <= kBarrierBytes && 2 * kWarps * 4 <= kReducedBytes);
 
 struct Memory {
-  uint32_t full;   // barriers of the slots
-  uint32_t zeros;  // 16 bytes
+  uint32_t full, empty;  // barriers of the slots
+  uint32_t zeros;        // 16 bytes
   unsigned char* ring;
-  float *sums, *reduced;  // [rows][pieces]; [2][kWarps]
-  bf16* x;                // a product's input
-  float* merge;           // attention: [kWarps][kMergeStride]
-  float* query;           // [kMostLatent + kMostRope]
-  bf16* newest;           // [kMostLatent + kMostRope]
+  float *sums, *reduced;              // [rows][pieces]; [2][kWarps]
+  bf16 *x, *norm_weight, *norm_bias;  // of a product
+  float* merge;                       // attention: [kWarps][kMergeStride]
+  float* query;                       // [kMostLatent + kMostRope]
+  bf16* newest;                       // [kMostLatent + kMostRope]
 
   __device__ explicit Memory(unsigned char* memory)
       : full(static_cast<uint32_t>(__cvta_generic_to_shared(memory))),
-        zeros(full + 8 * kSlots),
+        empty(full + 8 * kSlots),
+        zeros(full + 16 * kSlots),
         ring(memory + kBarrierBytes),
         sums(reinterpret_cast<float*>(ring + kSlots * kSlotBytes)),
         reduced(sums + kMostSums),
         x(reinterpret_cast<bf16*>(reduced + kReducedBytes / 4)),
-        merge(reinterpret_cast<float*>(x + kMostColumns)),
+        norm_weight(x + kMostColumns),
+        norm_bias(norm_weight + kMostNormed),
+        merge(reinterpret_cast<float*>(norm_bias + kMostNormed)),
         query(merge + kWarps * kMergeStride),
         newest(reinterpret_cast<bf16*>(query + kMostLatent + kMostRope)) {}
-  // A norm's weights, gone before sums are written, and biases.
-  __device__ bf16* norm_weight() const { return reinterpret_cast<bf16*>(sums); }
-  __device__ bf16* norm_bias() const { return reinterpret_cast<bf16*>(merge); }
 };
 constexpr size_t kMemoryBytes = kBarrierBytes + kSlots * kSlotBytes + 4 * kMostSums + kReducedBytes + 2 * kMostColumns +
-                                4 * kWarps * kMergeStride + kQueryBytes + kNewestBytes;
+                                4 * kMostNormed + 4 * kWarps * kMergeStride + kQueryBytes + kNewestBytes;
 static_assert(kMemoryBytes <= 227 * 1024);
 
 // ---- between parts all blocks meet ----
 
+// The warps that compute, among themselves.
+__device__ __forceinline__ void sync_warps() {
+  hopper::sync_named(1, kThreads);
+}
+
+// Between the computing warps and the one that meets the other blocks. It is a warp of its own, as a fence waits for
+// whatever its thread has asked of the memory.
+constexpr int kPartDone = 2, kPartBegins = 3;  // named barriers
+
 class Meeting {
  public:
-  __device__ explicit Meeting(uint32_t* turn) : turn_(turn) {}
-
-  // What the parts before wrote may be read from here on.
-  __device__ __forceinline__ void wait() {
-    if (!arrived_) return;
-    if (threadIdx.x == 0) {
-      uint32_t now;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turn_) : "memory");
-      } while (((now ^ before_) & 0x80000000u) == 0);
-    }
-    __syncthreads();
-  }
-  // The first block's arrival is 2^31 less the others, so the last one flips the highest bit.
   __device__ __forceinline__ void arrive() {
     arrived_ = true;
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    const uint32_t step = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before_) : "l"(turn_), "r"(step) : "memory");
+    hopper::arrive_named(kPartDone, kThreads + 32);
+  }
+  // What the parts before wrote may be read from here on, and shared memory be written.
+  __device__ __forceinline__ void wait() {
+    if (arrived_) hopper::sync_named(kPartBegins, kThreads + 32);
   }
 
  private:
-  uint32_t* turn_;
-  uint32_t before_ = 0;
   bool arrived_ = false;  // else nothing stands before this part
 };
+
+// What the warp that meets does. The first block's arrival is 2^31 less the others, so the last one flips the highest
+// bit of the turn.
+__device__ __forceinline__ void meet_blocks(const Args& a) {
+  for (int p = 1; p < a.count; ++p) {
+    hopper::sync_named(kPartDone, kThreads + 32);
+    if (threadIdx.x % 32 == 0) {
+      const uint32_t step = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+      uint32_t before, now;
+      asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(a.turn), "r"(step) : "memory");
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(a.turn) : "memory");
+      } while (((now ^ before) & 0x80000000u) == 0);
+    }
+    __syncwarp();
+    hopper::arrive_named(kPartBegins, kThreads + 32);
+  }
+}
 
 // ---- what other blocks wrote while this kernel ran is read past the first-level cache ----
 

@@ -1,86 +1,50 @@
-// Products of a chain. Each warp has two slots of shared memory, and asks for its share of the weights as soon as a
-// slot is free: one product after the other, past attention and meetings too. A slot is a piece of two rows; what a
-// warp leaves is the pieces' sums, which are added in their order.
+// Products of a chain. A warp of its own copies the block's rows of all weights into slots of shared memory, one
+// product after the other and as far ahead as there are slots, past attention and meetings too. A slot is a piece of
+// two rows, multiplied by one warp; the pieces' sums are added in their order.
 #pragma once
 
 #include "kernels/decode_chain_part.cuh"
 
 namespace egmla::chain {
 
-// A warp's way through all slots of the block: slot s of a product belongs to it if s = own (mod kWarps), where `own`
-// goes on across products.
-class Weights {
- public:
-  __device__ Weights(const Args& a, const Memory& memory)
-      : a_(a),
-        full_(memory.full + 8 * kOwnSlots * warp()),
-        ring_(decode::shared_address(memory.ring) + kOwnSlots * kSlotBytes * warp()),
-        s_(warp()) {
-    enter();
-    for (int i = 0; i < kOwnSlots; ++i) ask(i);
-  }
+// The n-th slot of a kernel's life.
+__device__ __forceinline__ int slot_of(int n) {
+  return n % kSlots;
+}
+__device__ __forceinline__ uint32_t parity_of(int n) {
+  return static_cast<uint32_t>(n / kSlots) & 1;
+}
 
-  // The next slot's address once it is there.
-  __device__ __forceinline__ uint32_t take() const {
-    hopper::wait(full_ + 8 * (taken_ % kOwnSlots), taken_ / kOwnSlots & 1);
-    return ring_ + taken_ % kOwnSlots * kSlotBytes;
-  }
-  // It has been read.
-  __device__ __forceinline__ void give_back() {
-    __syncwarp();
-    ask(taken_++ % kOwnSlots);
-  }
-
- private:
-  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-
-  // Goes on to the product that has slot s_.
-  __device__ __forceinline__ void enter() {
-    for (;; ++p_) {
-      if (p_ >= a_.count) return;
-      if (a_.parts[p_].kind != Kind::product) continue;
-      const Product& part = a_.parts[p_].product;
-      rows_ = part.rows();
-      slots_ = (rows_ + kSlotRows - 1) / kSlotRows * part.pieces;
-      if (s_ < slots_) {
-        first_ = part.first(blockIdx.x);
-        return;
+// What the copying warp does, by one thread: a copy may have to wait until those before it have gone out.
+__device__ __forceinline__ void copy_weights(const Args& a, const Memory& memory) {
+  if (threadIdx.x % 32 > 0) return;
+  const uint32_t ring = decode::shared_address(memory.ring);
+  int n = 0;
+  for (int p = 0; p < a.count; ++p) {
+    if (a.parts[p].kind != Kind::product) continue;
+    const Product& part = a.parts[p].product;
+    const int first = part.first(blockIdx.x), rows = part.rows();
+    for (int r = 0; r < rows; r += kSlotRows) {
+      const bool whole = r + 1 < rows;
+      const bf16 *const source = part.row(first, r), *const second = part.row(first, whole ? r + 1 : r);
+      for (int piece = 0; piece < part.pieces; ++piece, ++n) {
+        const int slot = slot_of(n), begin = piece * part.piece_columns;
+        const auto bytes = static_cast<uint32_t>(part.columns(piece)) * 2u;
+        const uint32_t full = memory.full + 8 * slot, target = ring + slot * kSlotBytes;
+        hopper::wait(memory.empty + 8 * slot, parity_of(n) ^ 1);
+        hopper::arrive_expecting(full, whole ? 2 * bytes : bytes);
+        hopper::load_bytes(target, source + begin, bytes, full);
+        if (whole) hopper::load_bytes(target + bytes, second + begin, bytes, full);
       }
-      s_ -= slots_;
     }
   }
-  // Copies slot s_ and goes on.
-  __device__ __forceinline__ void ask(int slot) {
-    if (p_ >= a_.count) return;
-    if (threadIdx.x % 32 == 0) {
-      const Product& part = a_.parts[p_].product;
-      const int pair = s_ / part.pieces, piece = s_ - pair * part.pieces, r = pair * kSlotRows;
-      const bool whole = r + 1 < rows_;
-      const uint32_t bytes = static_cast<uint32_t>(part.columns(piece)) * 2u, full = full_ + 8 * slot,
-                     target = ring_ + slot * kSlotBytes;
-      const int begin = piece * part.piece_columns;
-      hopper::arrive_expecting(full, whole ? 2 * bytes : bytes);
-      hopper::load_bytes(target, part.row(first_, r) + begin, bytes, full);
-      if (whole) hopper::load_bytes(target + bytes, part.row(first_, r + 1) + begin, bytes, full);
-    }
-    s_ += kWarps;
-    if (s_ < slots_) return;
-    s_ -= slots_;
-    ++p_;
-    enter();
-  }
-
-  const Args& a_;
-  uint32_t full_, ring_;
-  int s_, p_ = 0, first_ = 0, rows_ = 0, slots_ = 0;  // what is asked for next
-  int taken_ = 0;
-};
+}
 
 // Over the warps that multiply, in their order.
 __device__ __forceinline__ float sum_of_warps(float value, float* reduced) {
   value = gpu::warp_sum(value);
   if (threadIdx.x % 32 == 0) reduced[threadIdx.x / 32] = value;
-  __syncthreads();
+  sync_warps();
   float sum = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) sum += reduced[w];
@@ -92,9 +56,9 @@ __device__ __forceinline__ void prefetch_norm(const Product& part, const Memory&
   if (!part.norm_weight) return;
 #pragma unroll 1
   for (int column = static_cast<int>(threadIdx.x) * kPacket; column < part.K; column += kThreads * kPacket) {
-    flash::copy_async_16(decode::shared_address(memory.norm_weight() + column), part.norm_weight + column, true);
+    flash::copy_async_16(decode::shared_address(memory.norm_weight + column), part.norm_weight + column, true);
     if (part.norm_bias)
-      flash::copy_async_16(decode::shared_address(memory.norm_bias() + column), part.norm_bias + column, true);
+      flash::copy_async_16(decode::shared_address(memory.norm_bias + column), part.norm_bias + column, true);
   }
 }
 
@@ -108,7 +72,7 @@ __device__ __forceinline__ void stage_input(const Product& part, const Memory& m
     for (int column = first; column < part.K; column += kStep)
       flash::copy_async_16(decode::shared_address(memory.x + column), source + column, true);
     flash::wait_for_copies();
-    __syncthreads();
+    sync_warps();
     return;
   }
   float total = 0, squares = 0;
@@ -148,12 +112,12 @@ __device__ __forceinline__ void stage_input(const Product& part, const Memory& m
 #pragma unroll 1
     for (int column = first; column < part.K; column += kStep) {
       Packet<bf16> row = gpu::load(memory.x + column, true, kPacket);
-      const Packet<bf16> weight = gpu::load(memory.norm_weight() + column, true, kPacket);
+      const Packet<bf16> weight = gpu::load(memory.norm_weight + column, true, kPacket);
       float values[kPacket];
 #pragma unroll
       for (int e = 0; e < kPacket; ++e) values[e] = (row[e] - mean) * rstd * weight[e];
       if (part.norm_bias) {
-        const Packet<bf16> bias = gpu::load(memory.norm_bias() + column, true, kPacket);
+        const Packet<bf16> bias = gpu::load(memory.norm_bias + column, true, kPacket);
 #pragma unroll
         for (int e = 0; e < kPacket; ++e) values[e] += bias[e];
       }
@@ -161,7 +125,7 @@ __device__ __forceinline__ void stage_input(const Product& part, const Memory& m
       gpu::store(memory.x + column, row, true, kPacket);
     }
   }
-  __syncthreads();
+  sync_warps();
 }
 
 // The input row as attention left it.
@@ -174,7 +138,7 @@ __device__ __forceinline__ void stage_mean(const Product& part, const Memory& me
                    column - h * part.head_width, mean);
     gpu::store_floats(memory.x + column, mean, true, kPacket);
   }
-  __syncthreads();
+  sync_warps();
 }
 
 // A piece of x as a warp holds it for the tensor cores: chunks of 64 columns, each as eight rows of eight.
@@ -221,27 +185,31 @@ __device__ __forceinline__ float multiply_slot(const Fragments& x, uint32_t rows
   return sum + __shfl_xor_sync(0xffffffffu, sum, 18);
 }
 
-// Multiplies a product; `own`: the warp's first slot of it, then of the next one.
-__device__ __forceinline__ void multiply_product(const Product& part, const Memory& memory, Weights& weights,
-                                                 int& own) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+// Multiplies a product; n: its first slot, then the first one behind it.
+__device__ __forceinline__ void multiply_product(const Product& part, const Memory& memory, int& n) {
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first = part.first(blockIdx.x), rows = part.rows(),
             slots = (rows + kSlotRows - 1) / kSlotRows * part.pieces;
-  if (own < slots) {
-    const int piece = own % part.pieces, columns = part.columns(piece);  // of all the warp's slots
+  // Slots go round the warps, across the borders of parts too.
+  int s = (warp - n % kWarps + kWarps) % kWarps;
+  if (s < slots) {
+    const int piece = s % part.pieces, columns = part.columns(piece);  // of all the warp's slots
+    const uint32_t ring = decode::shared_address(memory.ring);
     Fragments x;
     x.load(decode::shared_address(memory.x + piece * part.piece_columns), memory.zeros, columns, lane);
 #pragma unroll 1
-    for (; own < slots; own += kWarps) {
-      const int r = own / part.pieces * kSlotRows;
+    for (; s < slots; s += kWarps) {
+      const int slot = slot_of(n + s), r = s / part.pieces * kSlotRows;
       const bool whole = r + 1 < rows;
-      const float sum = multiply_slot(x, weights.take(), memory.zeros, columns, whole, lane);
-      weights.give_back();
+      hopper::wait(memory.full + 8 * slot, parity_of(n + s));
+      const float sum = multiply_slot(x, ring + slot * kSlotBytes, memory.zeros, columns, whole, lane);
+      __syncwarp();
+      if (lane == 0) hopper::arrive(memory.empty + 8 * slot);
       if (lane % 4 == 0 && (lane == 0 || (lane == 4 && whole))) memory.sums[(r + lane / 4) * part.pieces + piece] = sum;
     }
   }
-  own -= slots;
-  __syncthreads();
+  n += slots;
+  sync_warps();
   const auto row_sum = [&](int r) {
     float sum = 0;
     for (int piece = 0; piece < part.pieces; ++piece) sum += memory.sums[r * part.pieces + piece];
