@@ -208,19 +208,22 @@ __global__ void __launch_bounds__(kTeamThreads, 1) gate_backward_kernel(Backward
   const Group& group = a.group;
   const int64_t begin = group.tokens * blockIdx.x / gridDim.x, end = group.tokens * (blockIdx.x + 1) / gridDim.x;
   float weight_sums[kTeamPackets][kPacket] = {}, bias_sums[kTeamPackets][kPacket] = {};
-  for (int64_t n = begin + threadIdx.y; n < end; n += blockDim.y) {
+  for (int64_t first = begin; first < end; first += blockDim.y) {  // as often for every team, as racecheck wants
+    const int64_t n = first + threadIdx.y;
+    const bool inside = n < end;  // else nothing moves
     TokenPackets<T> token;
 #pragma unroll
     for (int p = 0; p < kTeamPackets; ++p) {
       const Place at = place_of(group, p);
-      token.u[p] = gpu::load(a.u.at(n, at.head, at.feature), group.wide, at.count);
-      token.g[p] = gpu::load(a.g.at(n, at.head, at.feature), group.wide, at.count);
-      token.dout[p] = gpu::load(a.out_grad.at(n, at.head, at.feature), group.wide, at.count);
+      const int count = inside ? at.count : 0;
+      token.u[p] = gpu::load(a.u.at(n, at.head, at.feature), group.wide, count);
+      token.g[p] = gpu::load(a.g.at(n, at.head, at.feature), group.wide, count);
+      token.dout[p] = gpu::load(a.out_grad.at(n, at.head, at.feature), group.wide, count);
     }
     float mean = 0.0f, rstd = 1.0f, sums[2] = {0, 0};
     if (group.normed) {
-      mean = a.mean[n * group.groups + blockIdx.y];
-      rstd = a.rstd[n * group.groups + blockIdx.y];
+      mean = inside ? a.mean[n * group.groups + blockIdx.y] : 0.0f;
+      rstd = inside ? a.rstd[n * group.groups + blockIdx.y] : 0.0f;
       sum_token(a, token, mean, rstd, weight_sums, bias_sums, sums);
       gpu::team_sum(sums, scratch, turn);
     }
@@ -228,7 +231,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1) gate_backward_kernel(Backward
 #pragma unroll
     for (int p = 0; p < kTeamPackets; ++p) {
       const Place at = place_of(group, p);
-      if (at.count == 0) continue;
+      if (!inside || at.count == 0) continue;
       Packet<T> weight{};
       if (group.normed) weight = gpu::load(a.weight.at(0, at.head, at.feature), group.wide, at.count);
       float gate[kPacket], slope[kPacket];

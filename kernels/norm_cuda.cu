@@ -138,19 +138,21 @@ __global__ void __launch_bounds__(kTeamThreads, 1) norm_backward_kernel(Backward
   int turn = 0;
   const int64_t begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
   float weight_sums[kTeamPackets][kPacket] = {}, bias_sums[kCenter ? kTeamPackets : 1][kPacket] = {};
-  for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
-    const float rstd = a.rstd[row], mean = kCenter ? a.mean[row] : 0.0f;
+  for (int64_t first = begin; first < end; first += blockDim.y) {  // as often for every team, as racecheck wants
+    const int64_t row = first + threadIdx.y;
+    const bool inside = row < end;  // else nothing moves
+    const float rstd = inside ? a.rstd[row] : 0.0f, mean = kCenter && inside ? a.mean[row] : 0.0f;
     Packet<T> x[kTeamPackets], dy[kTeamPackets], extra[kTeamPackets];
 #pragma unroll
     for (int p = 0; p < kTeamPackets; ++p) {
       const auto [column, count] = place_of(p, a.columns);
-      x[p] = gpu::load(a.x.at(row, column), a.wide, count);
-      dy[p] = gpu::load(a.out_grad.at(row, column), a.wide, count);
+      x[p] = gpu::load(a.x.at(row, column), a.wide, inside ? count : 0);
+      dy[p] = gpu::load(a.out_grad.at(row, column), a.wide, inside ? count : 0);
     }
 #pragma unroll
     for (int p = 0; p < kTeamPackets; ++p) {
       const auto [column, count] = place_of(p, a.columns);
-      if (a.residual_grad.data) extra[p] = gpu::load(a.residual_grad.at(row, column), a.wide, count);
+      if (a.residual_grad.data) extra[p] = gpu::load(a.residual_grad.at(row, column), a.wide, inside ? count : 0);
     }
     float sums[kCenter ? 2 : 1] = {};  // of d xhat and of d
 #pragma unroll
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1) norm_backward_kernel(Backward
 #pragma unroll
     for (int p = 0; p < kTeamPackets; ++p) {
       const auto [column, count] = place_of(p, a.columns);
-      if (count == 0) continue;
+      if (!inside || count == 0) continue;
       const Packet<T> weight = gpu::load(a.weight + column, a.wide, count);
       float dx[kPacket];
 #pragma unroll
