@@ -52,11 +52,6 @@ __device__ __forceinline__ uint32_t aligned_shared() {
   return (flash::dynamic_shared() + 1023) & ~1023u;
 }
 
-// One lane of a warp.
-__device__ __forceinline__ bool leads_warp() {
-  return (flash::fresh_thread() & 31) == 0;
-}
-
 // ---- barriers ----
 
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
@@ -71,6 +66,17 @@ __device__ __forceinline__ void publish_barriers() {
 
 __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// One lane arrives for its warp. racecheck takes that for an arrival of this lane alone, so for it every lane arrives.
+#ifdef EGMLA_EVERY_LANE_ARRIVES
+constexpr int kWarpArrivals = 32;
+#else
+constexpr int kWarpArrivals = 1;
+#endif
+
+__device__ __forceinline__ bool arrives_for_warp(int lane = flash::fresh_thread() & 31) {
+  return kWarpArrivals == 32 || lane == 0;
 }
 
 // Arrives, and makes the phase wait for so many bytes of copies.

@@ -94,7 +94,7 @@ __device__ __forceinline__ void finish_score_gradients(float (&dp)[Plan::BM / 2]
   store_scores<Plan>(memory.scores(), ds, group);
   publish_shared();
   sync_named(1 + group, kGroupThreads);
-  if (leads_warp()) arrive(memory.scores_full());
+  if (arrives_for_warp()) arrive(memory.scores_full());
   begin_products();
   start_weighted<Plan::QK, Plan::BM / 16>(dk, memory.scores() + group * tile_bytes(64, kPanel),
                                           tile_bytes(Plan::BN, kPanel), memory.q(slot));
@@ -178,7 +178,7 @@ __device__ __forceinline__ bool backward_step(const BackwardArguments& p, const 
   wait_products<1>();
   pin(state.dk);
   pin(state.dv);
-  if (leads_warp()) {
+  if (arrives_for_warp()) {
     arrive(memory.out_empty(slot));
     arrive(memory.q_empty(slot));
   }
@@ -192,7 +192,7 @@ __device__ __forceinline__ bool backward_step(const BackwardArguments& p, const 
     pin(dq.extra);
     delivery.extra(dq);
   }
-  if (leads_warp()) arrive(memory.scores_empty());
+  if (arrives_for_warp()) arrive(memory.scores_empty());
   delivery.close(state.staged);
   ++state.steps;
   return more;
@@ -211,7 +211,7 @@ __device__ __forceinline__ void backward_products(const BackwardArguments& p, co
     clear(state.dv);
     while (backward_step<Plan>(p, {fresh(memory.base)}, key, fresh(group), state)) {
     }  // every tile of keys meets its own queries at least
-    if (leads_warp()) arrive(memory.keys_empty());
+    if (arrives_for_warp()) arrive(memory.keys_empty());
     store_key_gradients<Plan>(p, state.dk, state.dv, row, key);
   }
   wait(memory.sums_empty(), ~state.staged & 1);
@@ -225,16 +225,16 @@ __device__ __forceinline__ void backward_block(const BackwardArguments& p) {
   const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
   if (threadIdx.x == 0) {
     init_barrier(memory.keys_full(), 1);
-    init_barrier(memory.keys_empty(), Plan::kWarps);
-    init_barrier(memory.scores_full(), Plan::kWarps);
-    init_barrier(memory.scores_empty(), Plan::kWarps);
+    init_barrier(memory.keys_empty(), Plan::kWarps * kWarpArrivals);
+    init_barrier(memory.scores_full(), Plan::kWarps * kWarpArrivals);
+    init_barrier(memory.scores_empty(), Plan::kWarps * kWarpArrivals);
     init_barrier(memory.sums_empty(), 1);
     for (int i = 0; i < 2; ++i) {  // slots, and adders
       init_barrier(memory.q_full(i), 1);
       init_barrier(memory.out_full(i), 1);
-      init_barrier(memory.q_empty(i), Plan::kWarps);
-      init_barrier(memory.out_empty(i), Plan::kWarps);
-      init_barrier(memory.sums_full(i), Plan::kWarps);
+      init_barrier(memory.q_empty(i), Plan::kWarps * kWarpArrivals);
+      init_barrier(memory.out_empty(i), Plan::kWarps * kWarpArrivals);
+      init_barrier(memory.sums_full(i), Plan::kWarps * kWarpArrivals);
     }
     publish_barriers();
     // Blocks take work in the order in which they start: those that others wait for are always running.

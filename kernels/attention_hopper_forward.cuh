@@ -233,7 +233,7 @@ __device__ __forceinline__ void forward_products(const ForwardArguments& p, cons
   constexpr int BN = Plan::BN;
   const float scale2 = p.scale * 1.44269504088896341f;
   const int shift = p.keys - p.queries;
-  const bool signals = threadIdx.x % 32 == 0;
+  const bool signals = arrives_for_warp(static_cast<int>(threadIdx.x % 32));
   const uint32_t q = memory.q() + static_cast<uint32_t>(group) * tile_bytes(64, kPanel);
   const Turns<Plan> turns{group};
   Ring<Plan::kStages> ring;
@@ -327,12 +327,12 @@ __device__ __forceinline__ void forward_block(const ForwardArguments& p) {
   const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
   if (threadIdx.x == 0) {
     init_barrier(memory.q_full(), 1);
-    init_barrier(memory.q_empty(), 4 * Plan::kGroups);
+    init_barrier(memory.q_empty(), 4 * Plan::kGroups * kWarpArrivals);
     for (int slot = 0; slot < Plan::kStages; ++slot) {
       init_barrier(memory.k_full(slot), 1);
       init_barrier(memory.v_full(slot), 1);
-      init_barrier(memory.k_empty(slot), 4 * Plan::kGroups);
-      init_barrier(memory.v_empty(slot), 4 * Plan::kGroups);
+      init_barrier(memory.k_empty(slot), 4 * Plan::kGroups * kWarpArrivals);
+      init_barrier(memory.v_empty(slot), 4 * Plan::kGroups * kWarpArrivals);
     }
     publish_barriers();
   }

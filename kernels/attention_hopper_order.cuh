@@ -252,7 +252,7 @@ __device__ __forceinline__ void hand_over(const BackwardMemory<Plan>& memory, in
     store_shared(memory.add(adder), tile);
     store_shared(memory.add(adder) + 4, rank);
   }
-  if (leads_warp()) arrive(memory.sums_full(adder));
+  if (arrives_for_warp()) arrive(memory.sums_full(adder));
 }
 
 }  // namespace egmla::hopper

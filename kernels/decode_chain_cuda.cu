@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kAllThreads, 1) chain_kernel(const __grid_cons
     if (threadIdx.x == 0) {
       for (int s = 0; s < kSlots; ++s) {
         hopper::init_barrier(memory.full + 8 * s, 1);
-        hopper::init_barrier(memory.empty + 8 * s, 1);
+        hopper::init_barrier(memory.empty + 8 * s, hopper::kWarpArrivals);
       }
       hopper::store_shared(memory.zeros, 0, 0, 0, 0);
       hopper::publish_barriers();

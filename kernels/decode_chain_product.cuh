@@ -204,7 +204,7 @@ __device__ __forceinline__ void multiply_product(const Product& part, const Memo
       hopper::wait(memory.full + 8 * slot, parity_of(n + s));
       const float sum = multiply_slot(x, ring + slot * kSlotBytes, memory.zeros, columns, whole, lane);
       __syncwarp();
-      if (lane == 0) hopper::arrive(memory.empty + 8 * slot);
+      if (hopper::arrives_for_warp(lane)) hopper::arrive(memory.empty + 8 * slot);
       if (lane % 4 == 0 && (lane == 0 || (lane == 4 && whole))) memory.sums[(r + lane / 4) * part.pieces + piece] = sum;
     }
   }
