@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
 tests="" shards=$(nproc) seconds=1800 logs=build/racecheck/logs
-filter='KernelsCuda*:DecodeKernelsCuda*:*AttentionCuda.*:*CudaOps*:AttentionHopper*'
+filter='KernelsCuda*:DecodeKernelsCuda*:DecodeChainCuda*:*AttentionCuda.*:*CudaOps*:AttentionHopper*'
 while [[ $# -gt 0 ]]; do
   case $1 in
     --tests | --filter | --shards | --seconds | --logs)
