@@ -49,7 +49,7 @@ EGMLA_DECLARE_KERNEL(DecodeCombine);
 // tokens: the least rounds of blocks, each as long as its tiles of `tile` tokens and a fixed `overhead` (in tiles).
 int64_t decode_splits(Context& context, int64_t tasks, int64_t capacity, int64_t tile, double overhead,
                       int64_t blocks_on_a_unit);
-// The same for one sequence: a block a head and split.
+// The same for one sequence in a chain (kernels/decode_chain.h): a block a head and split.
 int64_t decode_splits_of_one(Context& context, int64_t heads);
 
 }  // namespace egmla

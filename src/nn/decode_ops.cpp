@@ -70,21 +70,25 @@ void decode_attend(DecodeState& state, const DecodeAppend& append, const std::op
                    const View& q, const View& k, const View& v, const View& out, double scale,
                    const std::optional<HeadLinear>& expand) {
   // As the CUDA kernel cuts its work: 16 query heads of a key head, tiles of 64 tokens, two blocks a multiprocessor.
-  // For one sequence as the chain does: a block a head and split.
   constexpr int64_t kHeads = 16, kTile = 64, kBlocks = 2;
   constexpr double kOverhead = 2;
   Context& context = state.context();
   const int64_t B = q.size(0), H = q.size(1), kv_heads = k.size(2), dv = v.size(3);
   const int64_t tasks = B * kv_heads * ((H / kv_heads + kHeads - 1) / kHeads);
-  const int64_t splits = B == 1 ? decode_splits_of_one(context, H)
-                                : decode_splits(context, tasks, state.capacity(), kTile, kOverhead, kBlocks);
-  const View partials = state.buffer("partials", {B, H, splits, dv + 2}, state.statistics());
-  state.add(DecodeAttend{
-      .append = append,
-      .absorb = absorb,
-      .attention = {.partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale},
-      .combine = {.out = out, .partials = partials},
-      .expand = expand});
+  const auto shape = [&](int64_t splits) { return Shape{B, H, splits, dv + 2}; };
+  const auto attend = [&](const View& partials) {
+    return DecodeAttend{
+        .append = append,
+        .absorb = absorb,
+        .attention =
+            {.partials = partials, .q = q, .k = k, .v = v, .positions = state.positions.view(), .scale = scale},
+        .combine = {.out = out, .partials = partials},
+        .expand = expand};
+  };
+  int64_t splits = decode_splits(context, tasks, state.capacity(), kTile, kOverhead, kBlocks);
+  const int64_t in_chain = decode_splits_of_one(context, H);
+  if (chain_takes(context, attend(make_view(nullptr, shape(in_chain), state.statistics())))) splits = in_chain;
+  state.add(attend(state.buffer("partials", shape(splits), state.statistics())));
 }
 
 }  // namespace egmla
