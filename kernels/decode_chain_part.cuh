@@ -1,5 +1,5 @@
 // What the parts of a chain (kernels/decode_chain_cuda.cu) share: how each is described to the device, the block's
-// shared memory, how blocks meet between parts, and sums over warps.
+// shared memory, how blocks meet between parts, and the mean over splits of attention.
 #pragma once
 
 #include "kernels/attention_hopper.cuh"

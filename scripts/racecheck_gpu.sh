@@ -58,7 +58,7 @@ for i in "${!pids[@]}"; do
   files+=("$logs/$i.log")
   case $status in
     0) ;;
-    9) failed+=("shard $i: hazards") ;;
+    9) failed+=("shard $i: hazards, or an error of the tool") ;;
     124 | 137) failed+=("shard $i: stopped after $seconds s") ;;
     *) failed+=("shard $i: exit status $status") ;;
   esac
@@ -68,7 +68,7 @@ count() { cat "${files[@]}" | grep -acE "$1" || true; }
 passed=$(count '^\[       OK \]')
 hazards=$(sed -nE 's/^=.* SUMMARY: .*\(([0-9]+) errors?, ([0-9]+) warnings?\).*/\1 \2/p' "${files[@]}" |
   awk '{ sum += $1 + $2 } END { print sum + 0 }')
-say "$shards shards: $passed tests passed, $(count '^\[  FAILED  \].* ms\)$') failed; hazards: $hazards"
+say "$shards shards: $passed tests passed, $(count '^\[  FAILED  \].* ms\)$') failed; hazards (errors of the tool among them): $hazards"
 accesses=$(sed -nE 's/^=.* access at (void )?(.*)\+0x.*/\2/p' "${files[@]}" | sed -E 's/\([^()]*\)$//; s/\(int\)//g')
 if [[ -n $accesses ]]; then
   note "Kernels that are named, and how often:"

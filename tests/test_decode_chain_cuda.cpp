@@ -10,12 +10,7 @@
 namespace egmla {
 namespace {
 
-using testing_sides::compare_sides;
-using testing_sides::for_layouts;
-using testing_sides::KernelsCuda;
-using testing_sides::Kind;
-using testing_sides::Side;
-using testing_sides::Spec;
+using namespace testing_sides;
 
 class DecodeChainCuda : public KernelsCuda {};
 

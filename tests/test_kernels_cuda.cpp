@@ -13,12 +13,7 @@
 namespace egmla {
 namespace {
 
-using testing_sides::compare_sides;
-using testing_sides::for_layouts;
-using testing_sides::KernelsCuda;
-using testing_sides::Kind;
-using testing_sides::Side;
-using testing_sides::Spec;
+using namespace testing_sides;
 
 constexpr int64_t kWidths[] = {1, 33, 768, 1023, 1536, 2304};
 

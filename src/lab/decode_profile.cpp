@@ -77,9 +77,10 @@ std::vector<LaunchRecord> without_long_chains(const std::vector<LaunchRecord>& l
       piece.parts.clear();
     };
     for (const ChainPart& part : chain->parts) {
-      if (std::holds_alternative<DecodeAttend>(part)) flush();
+      const bool attends = std::holds_alternative<DecodeAttend>(part);
+      if (attends) flush();
       piece.parts.push_back(part);
-      if (std::holds_alternative<DecodeAttend>(part)) flush();
+      if (attends) flush();
     }
     flush();
   }
